@@ -1,0 +1,1 @@
+"""What flows between the rooms: frozen, validated plain data. Imports neither torch, onnx nor click."""

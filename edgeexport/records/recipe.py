@@ -1,0 +1,232 @@
+"""Recipe: what the user asked for. Read from TOML, or built in Python with live objects in place of references.
+
+The rule: a recipe holds every choice that changes the result, and nothing about where it runs (that is a Target).
+Paths are as written; `Recipe.resolve` reads them relative to the recipe's folder, `${NAME:-default}` expanded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgeexport.errors import RecipeError
+from edgeexport.records.base import Record, from_table
+
+MetricName = str
+
+
+class ModelSpec(Record):
+    """The source model: a PyTorch factory (with weights) or an existing ONNX file, never both.
+
+    factory: "module:function" returning an nn.Module, a callable, or a live nn.Module.
+    onnx:    path of an .onnx file.
+    weights: path of a .safetensors, .pt, .pth or .th file for `factory`.
+    inputs:  input name -> shape with the batch first, e.g. {image = [1, 3, 32, 32]}. Needed with `factory`;
+             with `onnx` it fixes dimensions that the file leaves open.
+    outputs: names for the outputs, in order; taken from the model when empty.
+    labels:  path of a text file, one class name a line, shipped in the bundle.
+    licence: a notice about the weights, shipped in the bundle.
+    """
+
+    factory: Any = None
+    onnx: str | None = None
+    weights: str | None = None
+    inputs: dict[str, tuple[int, ...]] = {}
+    outputs: tuple[str, ...] = ()
+    labels: str | None = None
+    licence: str = ""
+
+
+class DataSpec(Record):
+    """Where samples come from. A source is "module:function", a folder, zip or .npz path, or a live sequence.
+
+    train, evaluate: separate sources. `pool` instead of both: one source, split by digest into calibration,
+    selection and evaluation in the shares of `split`.
+    calibration: a named set ("digits" = calibration/digits.toml), a source, or nothing (train samples, seeded).
+    classes: path of a text file that gives folder names their indices ("index name ..." or one name a line).
+    files: data files that a "module:function" source reads; their digests enter the cache keys.
+    metric: "top1", "top5", "auc", "mse", "mae", "agreement", "cosine", or "module:function".
+    """
+
+    train: Any = None
+    evaluate: Any = None
+    pool: Any = None
+    split: tuple[float, float, float] = (0.2, 0.2, 0.6)
+    calibration: Any = None
+    calibration_count: int = 128
+    selection_share: float = 0.1
+    selection_max: int = 2000
+    classes: str | None = None
+    files: tuple[str, ...] = ()
+    metric: Any = "top1"
+    seed: int = 0
+
+
+class Resize(Record):
+    """Resize to `size` (height, width), or the shorter side to `shorter`; kernel as Pillow names it."""
+
+    size: tuple[int, int] | None = None
+    shorter: int | None = None
+    kernel: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    antialias: bool = True
+
+
+class Preprocess(Record):
+    """From a raw sample to one model input, always in this order: color, resize, center crop, scale, mean/std, layout.
+
+    Raw pictures are uint8 (height, width, channels). `scale` multiplies; then `(x - mean) / std` on the last axis.
+    layout "CHW" moves channels first, "HWC" leaves them last, "as-is" is for samples that are no pictures.
+    input: the input it belongs to; may be left out when the model has one.
+    """
+
+    input: str | None = None
+    color: Literal["RGB", "BGR", "gray"] = "RGB"
+    resize: Resize | None = None
+    crop: tuple[int, int] | None = None
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: Literal["CHW", "HWC", "as-is"] = "as-is"
+    dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
+
+
+class Limits(Record):
+    """Bars to hold. `max_drop` is in the metric's own unit (top1: points); all against the fp32 source."""
+
+    max_drop: float | None = None
+    max_size_mb: float | None = None
+    max_latency_ms: float | None = None
+    max_memory_mb: float | None = None
+
+
+class Training(Record):
+    """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once."""
+
+    epochs: float = 1.0
+    budget_minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    loss: str = "cross_entropy"
+    augment: str | None = None
+    seed: int = 0
+
+
+class Train(Record, tag_field="do", tag="train"):
+    """Train the factory's model on `data.train`; the result is the source that everything is compared with."""
+
+    training: Training = Training()
+
+
+class Distill(Record, tag_field="do", tag="distill"):
+    """Train `student` (a ModelSpec; the present model when left out) on the outputs of `teacher` (default: the source).
+
+    The loss is `soft_share` x KL at `temperature` (Hinton 2015) + the rest on the labels.
+    """
+
+    student: ModelSpec | None = None
+    teacher: ModelSpec | None = None
+    temperature: float = 4.0
+    soft_share: float = 0.9
+    training: Training = Training()
+
+
+class Prune(Record, tag_field="do", tag="prune"):
+    """Remove channels until the multiply-accumulates fall to 1/`macs`, in `rounds` rounds, retraining after each.
+
+    criterion: how a channel's importance is read off the weights. round_to: widths stay multiples of this.
+    locked: names of layers that keep all their channels. distil: retrain against the source's outputs.
+    """
+
+    macs: float = 2.0
+    rounds: int = 1
+    criterion: Literal["l1", "l2", "bn_scale", "random"] = "l2"
+    round_to: int = 16
+    locked: tuple[str, ...] = ()
+    distil: bool = True
+    training: Training = Training()
+
+
+class Quantize(Record, tag_field="do", tag="quantize"):
+    """Static int8. `methods` are tried in order until the gate holds; the number format comes from the target."""
+
+    methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = ("minmax", "percentile", "entropy", "mse")
+    keep_float: tuple[str, ...] = ()
+
+
+Step = Train | Distill | Prune | Quantize
+
+
+class Recipe(Record):
+    """A whole request. `folder` is where relative paths and "module:function" references are looked up."""
+
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    preprocess: Preprocess | str | None = None
+    limits: Limits = Limits()
+    step: tuple[Step, ...] = ()
+    folder: str = "."
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        model = self.model
+        if (model.factory is None) == (model.onnx is None):
+            raise RecipeError("`model` needs exactly one of `factory` and `onnx`")
+        if model.onnx and model.weights:
+            raise RecipeError("`model.weights` belongs to `model.factory`; an .onnx file carries its own")
+        if model.factory is not None and not model.inputs:
+            raise RecipeError("`model.inputs` is missing", next_step="say e.g. inputs = { image = [1, 3, 32, 32] }")
+        if model.onnx and any(not isinstance(step, Quantize) for step in self.step):
+            raise RecipeError("an .onnx source can be quantized, not trained, distilled or pruned")
+        _check_order(self.step)
+
+    def resolve(self, reference: str) -> Path:
+        """Return the absolute path that `reference` means, read from the recipe's folder."""
+        return (Path(self.folder) / expand(reference)).resolve()
+
+
+def _check_order(steps: tuple[Step, ...]) -> None:
+    for index, step in enumerate(steps):
+        if isinstance(step, Quantize) and index != len(steps) - 1:
+            raise RecipeError(f"step {index + 1} is `quantize`: it must be the last step")
+        if isinstance(step, Train) and index != 0:
+            raise RecipeError(f"step {index + 1} is `train`: it must be the first step")
+
+
+def expand(text: str) -> str:
+    """Expand `$NAME`, `${NAME}` and `${NAME:-default}` from the environment; a missing name without default raises."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match["braced"] or match["plain"]
+        found = os.environ.get(name) or match["default"]
+        if found is None:
+            raise RecipeError(f"the environment variable {name} in {text!r} is not set")
+        return found
+
+    return re.sub(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))", value, text)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from TOML. Raises RecipeError with the file, the place and the next step."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as TOML: {error}") from error
+    try:
+        recipe = from_table(table, Recipe, origin=str(path))
+    except RecipeError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise RecipeError(f"{path}: {error}", next_step=error.next_step) from error
+    folder = "." if "folder" not in table else recipe.folder
+    return msgspec.structs.replace(
+        recipe, folder=str((path.parent / folder).resolve()), name=recipe.name if "name" in table else path.stem
+    )

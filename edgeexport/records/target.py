@@ -1,0 +1,103 @@
+"""Target: one place to run, and its bar. A target is data: a new phone is a new TOML file under `targets/`.
+
+The rule: number formats, tolerances and budgets live here, never in code.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal
+
+from edgeexport.errors import RecipeError
+from edgeexport.records.base import Record, from_table
+from edgeexport.records.recipe import Limits
+
+Arch = Literal["x86_64", "aarch64"]
+
+
+class NumberFormat(Record):
+    """How int8 is written for a target: types, symmetry, weight granularity, and 7-bit weights (`reduce_range`)."""
+
+    activations: Literal["uint8", "int8"]
+    weights: Literal["int8"] = "int8"
+    per_channel: bool = True
+    symmetric_activations: bool = False
+    reduce_range: bool = False
+
+
+class Tolerance(Record):
+    """How far a rung may differ from the one below it before its gate fails.
+
+    float_error: largest |difference| / largest |reference| between float rungs.
+    int8_sqnr_db: least signal-to-quantization-noise ratio, in dB, of int8 outputs against float.
+    convert_sqnr_db: the same between a converted int8 file and the int8 ONNX it stands for.
+    golden_steps: largest difference of golden outputs when a bundle is verified elsewhere, in quantization steps of
+        the output (int8) or in units of `float_error` (float).
+    """
+
+    float_error: float = 1e-3
+    int8_sqnr_db: float = 10.0
+    convert_sqnr_db: float = 10.0
+    golden_steps: float = 4.0
+
+
+class Target(Record):
+    """One place to run: a runtime and file format on a CPU with known features."""
+
+    name: str
+    title: str
+    runtime: str
+    format: Literal["onnx", "ort", "tflite"]
+    arch: Arch
+    os: str = "linux"
+    features: tuple[str, ...] = ()
+    number_format: NumberFormat | None = None
+    io: Literal["float32", "int8"] = "float32"
+    threads: int = 1
+    limits: Limits = Limits(max_drop=1.0)
+    tolerance: Tolerance = Tolerance()
+    floor: str = ""
+    notes: str = ""
+
+    def numbers(self) -> NumberFormat:
+        """Return the declared number format, or the one that this CPU's integer kernels need.
+
+        x86 with VNNI: U8S8. x86 without: U8S8 with 7-bit weights, since `vpmaddubsw` saturates. arm64: S8S8.
+        """
+        if self.number_format is not None:
+            return self.number_format
+        if self.arch == "aarch64":
+            return NumberFormat(activations="int8")
+        vnni = any(name.endswith("vnni") for name in self.features)
+        return NumberFormat(activations="uint8", reduce_range=not vnni)
+
+
+def facts(folder: str) -> Traversable:
+    """Return the fact folder `targets`, `calibration` or `device_bench`: in the package, or beside it in a clone."""
+    inside = importlib.resources.files("edgeexport") / folder
+    return inside if inside.is_dir() else Path(__file__).parents[2] / folder
+
+
+def target_names() -> list[str]:
+    """Return the names of all targets that come with edgeexport, sorted."""
+    files = (entry.name for entry in facts("targets").iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+
+
+def load_target(reference: str) -> Target:
+    """Read a target by name, or from the path of a TOML file. Raises RecipeError."""
+    if reference.endswith(".toml"):
+        source: Traversable = Path(reference)
+    elif reference in target_names():
+        source = facts("targets") / f"{reference}.toml"
+    else:
+        raise RecipeError(f"no target {reference!r}", next_step="known: " + ", ".join(target_names()))
+    try:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{reference}: not readable as TOML: {error}") from error
+    table.setdefault("name", source.name.removesuffix(".toml"))
+    return from_table(table, Target, origin=reference)
