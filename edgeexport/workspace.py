@@ -1,0 +1,225 @@
+"""Workspace: stage results keyed by everything that can change them, published by rename only.
+
+The rule: a folder under `stages/` is either whole or absent. A stage writes into a private folder, everything in it is
+flushed to disk, then the folder is renamed into place. A killed run leaves only private folders, which the next owner
+removes. One process owns a workspace at a time (an advisory lock; a stale one vanishes with its process).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from edgeexport.errors import Busy, CorruptFile, NoSpace
+from edgeexport.records.base import digest, file_digest, from_json, to_json
+from edgeexport.records.target import facts
+
+R = TypeVar("R")
+
+RECORD = "record.json"
+INDEX = "stage.json"
+KEY_DIGITS = 20
+
+
+@dataclass(frozen=True)
+class Stage(Generic[R]):
+    """What a stage left behind: its record, the folder of its files, its key, and whether it was made just now."""
+
+    record: R
+    folder: Path
+    key: str
+    fresh: bool
+
+
+class Workspace:
+    """A folder of stage results. Use as a context manager: entering takes the lock, leaving gives it back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.fresh_stages: list[str] = []
+        self._lock: IO[str] | None = None
+        self._digests: dict[str, list[Any]] = {}
+        self._digests_changed = False
+
+    def __enter__(self) -> Workspace:
+        with _disk_errors(self.path):
+            for name in ("stages", "tmp"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path / "lock")
+            for leftover in (self.path / "tmp").iterdir():
+                shutil.rmtree(leftover, ignore_errors=True)
+        self._digests = _read_json(self.path / "digests.json")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._digests_changed:
+                publish(self.path / "digests.json", json.dumps(self._digests, sort_keys=True).encode())
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def digest(self, path: Path) -> str:
+        """Return the sha256 of a file, remembered by its path, size, modification time and inode."""
+        state = path.stat()
+        known = self._digests.get(str(path))
+        stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
+        if known is not None and known[:3] == stamp:
+            return str(known[3])
+        fresh = file_digest(path)
+        self._digests[str(path)] = [*stamp, fresh]
+        self._digests_changed = True
+        return fresh
+
+    def stage(self, name: str, *, key: Mapping[str, Any], make: Callable[[Path], R], kind: type[R]) -> Stage[R]:
+        """Return the stored result of this key, or make it: `make(folder)` writes files there and returns the record.
+
+        The key is completed with edgeexport's own source digest. A stored stage whose files no longer have the
+        digests they were published with is made again.
+        """
+        full = digest({"stage": name, "key": key, "tool": tool_digest()})
+        folder = self.path / "stages" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
+        if folder.exists():
+            record = self._stored(folder, kind)
+            if record is not None:
+                return Stage(record, folder, full, fresh=False)
+            shutil.rmtree(folder)
+        self.fresh_stages.append(name)
+        with _disk_errors(self.path):
+            record = self._make(folder, make)
+        return Stage(record, folder, full, fresh=True)
+
+    def _stored(self, folder: Path, kind: type[R]) -> R | None:
+        """Read a published stage; None when any of its files is missing or changed."""
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            intact = all(self.digest(folder / name) == value for name, value in index.items())
+            return from_json((folder / RECORD).read_bytes(), kind, origin=str(folder / RECORD)) if intact else None
+        except (OSError, ValueError, AttributeError, CorruptFile):
+            return None
+
+    def _make(self, folder: Path, make: Callable[[Path], R]) -> R:
+        private = self.path / "tmp" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        private.mkdir(parents=True)
+        try:
+            record = make(private)
+            (private / RECORD).write_bytes(to_json(record))
+            files = sorted(path for path in private.rglob("*") if path.is_file())
+            index = {path.relative_to(private).as_posix(): file_digest(path) for path in files}
+            (private / INDEX).write_text(json.dumps(index, sort_keys=True), encoding="utf-8")
+            _flush_tree(private)
+            private.rename(folder)
+            _flush(folder.parent)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+        return record
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the new one: private temporary file, fsync, rename."""
+    with _disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with private.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            private.replace(path)
+            _flush(path.parent)
+        finally:
+            private.unlink(missing_ok=True)
+
+
+@functools.cache
+def tool_digest() -> str:
+    """Return the digest of edgeexport's own sources, so that a changed tool never answers from an old cache."""
+    package = Path(__file__).parent
+    sources = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    content = {name: file_digest(path) for name, path in sources.items() if "__pycache__" not in name}
+    content["device_bench/bench.py"] = digest((facts("device_bench") / "bench.py").read_bytes())
+    return digest(content)
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """Return the installed version of a distribution without importing it; "absent" when there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return distribution -> installed version, for cache keys and records."""
+    return {package: version_of(package) for package in packages}
+
+
+@contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into NoSpace with what is free there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free / 1e6
+        raise NoSpace(
+            f"no space left in {place} ({free:.1f} MB free)", next_step="free some, or choose another --workspace"
+        ) from error
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """Lock the workspace for this process, or raise Busy with the owner's pid and since when."""
+    stream = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        owner = stream.read().strip() or "an unknown process"
+        stream.close()
+        raise Busy(
+            f"{path.parent} is in use by {owner}", next_step="wait for it, or choose another --workspace"
+        ) from None
+    stream.seek(0)
+    stream.truncate()
+    stream.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    stream.flush()
+    return stream
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    """Read the digest memory; a missing or damaged one is simply forgotten, since it can be made again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or path.is_dir():
+            _flush(path)
