@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeexport.errors import DataError
 from edgeexport.progress import Progress, silent
-from edgeexport.records.artifact import Layout, Signature, TensorSpec
+from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.ranges import Ranges
 from edgeexport.records.target import Target
@@ -132,8 +132,10 @@ def adapt_outputs(outputs: Outputs, source: Signature, to: Signature) -> Outputs
 
 def quantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Quantize real numbers as `spec` says: round half to even, then saturate (ONNX QuantizeLinear)."""
-    from numpy.typing import NDArray
+    import numpy as np
 
+    if spec.scale is None:
+        raise DataError(f"{spec.name!r} has no scale to quantize with")
     limits = np.iinfo(spec.dtype)
     steps = np.rint(np.asarray(values, np.float32) / np.float32(spec.scale)) + (spec.zero_point or 0)
     return np.clip(steps, limits.min, limits.max).astype(spec.dtype)
@@ -141,8 +143,10 @@ def quantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 def dequantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Return the real numbers, float32, that the integers of `spec` stand for."""
-    from numpy.typing import NDArray
+    import numpy as np
 
+    if spec.scale is None:
+        raise DataError(f"{spec.name!r} has no scale to dequantize with")
     return (values.astype(np.int32) - (spec.zero_point or 0)).astype(np.float32) * np.float32(spec.scale)
 
 
@@ -158,8 +162,10 @@ def _paired(
 
 
 def _adapted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArray[Any]:
-    from numpy.typing import NDArray
+    import numpy as np
 
+    moved = _permuted(np.asarray(values), source, to)
+    same_steps = (source.dtype, source.scale, source.zero_point) == (to.dtype, to.scale, to.zero_point)
     if source.scale is not None and not same_steps:
         moved = dequantize_values(moved, source)
     if to.scale is not None and not same_steps:
@@ -167,12 +173,14 @@ def _adapted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArra
     return np.ascontiguousarray(_cast(moved, to))
 
 
-def _permuted(values: NDArray[Any], source: Layout, to: Layout) -> NDArray[Any]:
-    if (source, to) == ("NCHW", "NHWC"):
-        return values.transpose(0, 2, 3, 1)
-    if (source, to) == ("NHWC", "NCHW"):
-        return values.transpose(0, 3, 1, 2)
-    return values
+def _permuted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArray[Any]:
+    """Move the channel axis of a picture; `as-is` on either side means: leave the axes alone."""
+    axes = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}.get((source.layout, to.layout))
+    if axes is None:
+        return values
+    if values.ndim != 4:
+        raise DataError(f"{source.name!r} has shape {values.shape}, expected 4 axes ({source.layout})")
+    return values.transpose(axes)
 
 
 def _cast(values: NDArray[Any], to: TensorSpec) -> NDArray[Any]:
