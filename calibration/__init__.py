@@ -1,0 +1,1 @@
+"""Facts: one TOML file per kind of samples, and the small sample sets that travel with edgeexport."""
