@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, dataclass_transform, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from edgeexport.errors import CorruptFile, RecipeError
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all records. Equality is by value; to change one, `msgspec.structs.replace` makes a copy."""
 
