@@ -1,0 +1,188 @@
+"""The command line: each verb reads its arguments, calls one function, and hands the record to `report`.
+
+The rule: results go to stdout, talk and progress to stderr. This module is the one place where an exception becomes a
+message and an exit code; nothing here knows how the work is done. Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgeexport import __version__
+from edgeexport.errors import CheckFailed, EdgeExportError, NoSpace
+
+if TYPE_CHECKING:
+    from edgeexport.records.run import RunRecord
+
+BUG_EXIT_CODE = 70
+INTERRUPTED_EXIT_CODE = 130
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on stdout.")
+target_option = click.option(
+    "--target", "targets", multiple=True, required=True, help="A target's name, or the path of its TOML. Repeatable."
+)
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="EDGEEXPORT_WORKSPACE",
+    default=Path(".edgeexport"),
+    show_default=True,
+    help="Where stage results are kept.",
+)
+proof_option = click.option("--require-proof", is_flag=True, help="Exit 1 when a limit is unproven, not only if it fails.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeexport")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def commands(debug: bool) -> None:
+    """Turn a trained PyTorch or ONNX model into small, fast, checked bundles for phones and edge boxes."""
+
+
+@commands.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-demo"))
+@json_option
+def demo(out: Path, as_json: bool) -> None:
+    """Run the whole road on the embedded handwritten digits, about a minute."""
+    from edgeexport.demo import run_demo
+    from edgeexport.terminal import Display
+
+    with Display() as display:
+        record = run_demo(out, progress=display)
+    _finish(record, out, as_json=as_json)
+
+
+@commands.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@target_option
+@click.option("--device", help="Where to measure: `local` (default where it can judge the target) or `none`.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True)
+@workspace_option
+@proof_option
+@json_option
+def run(recipe: Path, out: Path, as_json: bool, **choices: Any) -> None:
+    """Take RECIPE down the whole road: ladder, gates, one verified bundle per target."""
+    from edgeexport.pipeline import run as run_pipeline
+    from edgeexport.records.recipe import load_recipe
+    from edgeexport.terminal import Display
+
+    with Display() as display:
+        record = run_pipeline(load_recipe(recipe), out=out, progress=display, **choices)
+    _finish(record, out, as_json=as_json, require_proof=choices["require_proof"])
+
+
+@commands.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@target_option
+@json_option
+def explain(recipe: Path, targets: tuple[str, ...], as_json: bool) -> None:
+    """Show every value in force for RECIPE on each target; nothing is run, user code is not imported."""
+    from edgeexport.explain import explanation
+    from edgeexport.records.recipe import load_recipe
+    from edgeexport.terminal import show_explanation
+
+    show_explanation(explanation(load_recipe(recipe), targets), as_json=as_json)
+
+
+@commands.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the targets that come with edgeexport."""
+    from edgeexport.records.target import load_target, target_names
+    from edgeexport.terminal import show_targets
+
+    show_targets([load_target(name) for name in target_names()], as_json=as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def verify(bundle: Path, as_json: bool) -> None:
+    """Check that BUNDLE is what was packed; exit 1 with the list of differences when it is not."""
+    from edgeexport.bundles.verify import verify as verify_bundle
+    from edgeexport.terminal import show_verification
+
+    verification = verify_bundle(bundle)
+    show_verification(verification, as_json=as_json)
+    if not verification.holds:
+        raise CheckFailed(f"{bundle} is not what was packed: {len(verification.differences)} difference(s)")
+
+
+@commands.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build, run and judge, and the one command that adds the rest."""
+    from edgeexport.explain import diagnosis
+    from edgeexport.terminal import show_diagnosis
+
+    show_diagnosis(diagnosis(), as_json=as_json)
+
+
+def _finish(record: RunRecord, out: Path, *, as_json: bool, require_proof: bool = False) -> None:
+    """Show a run, then raise CheckFailed when a target has no bundle, or no proof where proof was asked for."""
+    from edgeexport.terminal import show_run
+
+    show_run(record, out, as_json=as_json)
+    missed = [result for result in record.targets if result.bundle is None]
+    if missed:
+        raise CheckFailed("; ".join(f"{result.target}: {result.nearest_miss}" for result in missed))
+    unproven = [result.target for result in record.targets if result.verdict and result.verdict.state != "holds"]
+    if require_proof and unproven:
+        raise CheckFailed(f"not proven: {', '.join(unproven)}", next_step="see the report for what would prove it")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code (see `errors` for the table)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        commands.main(args=arguments, prog_name="edgeexport", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what was finished is kept, run the same command to go on", err=True)
+        return INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _tell(error)
+    return 0
+
+
+def _tell(error: Exception) -> int:
+    """Turn an exception into one message on stderr and its exit code. What is not ours to expect is a bug, and said so."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    known = error if isinstance(error, EdgeExportError) else _known_cause(error)
+    if known is not None:
+        click.echo(f"error: {known}", err=True)
+        if known.next_step:
+            click.echo(f"next:  {known.next_step}", err=True)
+        return known.exit_code
+    kind = type(error).__name__
+    click.echo(f"error: this is a bug in edgeexport: {kind}: {error}", err=True)
+    click.echo("next:  run again with `edgeexport --debug ...` and report what it prints", err=True)
+    return BUG_EXIT_CODE
+
+
+def _known_cause(error: Exception) -> EdgeExportError | None:
+    """Libraries report a full disk in their own exceptions; the user should hear of the disk."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):
+        return NoSpace("no space left on the disk", next_step="free some, or choose another --workspace and --out")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What the stages of the road publish beside their files: one record per stage, read back instead of doing the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeexport.records.artifact import Artifact, Signature
+from edgeexport.records.base import Record
+from edgeexport.records.parity import Parity
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.ranges import Ranges
+from edgeexport.records.verdict import Drop, Score
+
+
+class Spine(Record):
+    """A cleaned fp32 ONNX file. parity: against what it was exported or cleaned from. exporter: the route that was kept."""
+
+    artifact: Artifact
+    signature: Signature
+    exporter: str
+    parity: Parity | None
+    notes: tuple[str, ...] = ()
+
+
+class Quantized(Record):
+    """An int8 QDQ ONNX file with the ranges and the plan that made it. parity: against the spine."""
+
+    artifact: Artifact
+    ranges: Ranges
+    plan: QuantizationPlan
+    parity: Parity
+
+
+class Lowered(Record):
+    """A file that runs on a target. parity: against the ONNX file it stands for. See `runtimes.protocol.Converted`."""
+
+    artifact: Artifact
+    signature: Signature
+    session_options: dict[str, Any]
+    floor: str
+    parity: Parity
+    notes: tuple[str, ...] = ()
+
+
+class Predicted(Record):
+    """Outputs of one artifact on one split, kept in `outputs.npz`."""
+
+    artifact: str
+    samples: int
+    samples_digest: str
+
+
+class Scored(Record):
+    """A score on one split and, except for the source itself, the drop against the source on the same samples."""
+
+    score: Score
+    drop: Drop | None

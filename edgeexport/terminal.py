@@ -1,0 +1,170 @@
+"""What a user sees: progress on stderr, records on stdout as a table or as JSON.
+
+The rule: this module decides how things look, never what they are. Without a terminal, progress is one line per step.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeexport.records.base import to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+    from rich.table import Table
+
+    from edgeexport.records.manifest import Verification
+    from edgeexport.records.run import RunRecord
+    from edgeexport.records.target import Target
+
+NARROWEST = 100
+
+
+class Display:
+    """A progress callback that draws a bar on a terminal and prints one line per step elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._step = ""
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self._began = time.monotonic()
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def __call__(self, text: str, fraction: float | None = None) -> None:
+        """Show `text` ("step: detail") and the fraction done."""
+        step = text.split(":", 1)[0]
+        if step != self._step:
+            self._step = step
+            self._announce(step)
+        if self._live and self._task is not None:
+            total = None if fraction is None else 1.0
+            self._progress.update(self._task, description=text, completed=fraction or 0.0, total=total)
+
+    def _announce(self, step: str) -> None:
+        elapsed = time.monotonic() - self._began
+        self._console.print(f"[dim]{elapsed:6.1f} s[/dim]  {step}", highlight=False)
+        if not self._live:
+            return
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(step, total=None)
+
+
+def console() -> Console:
+    """Return the console for stdout; never narrower than a table needs when stdout is no terminal."""
+    from rich.console import Console
+
+    out = Console()
+    return out if out.is_terminal else Console(width=max(out.width, NARROWEST))
+
+
+def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
+    """Show the ladder and the verdicts, and where the bundles and the report are."""
+    if as_json:
+        _print_json(record)
+        return
+    from edgeexport.report import ladder_table, verdict_lines
+
+    screen = console()
+    screen.print(ladder_table(record))
+    for line in verdict_lines(record):
+        screen.print(line, highlight=False, markup=False)
+    for result in record.targets:
+        if result.bundle:
+            screen.print(f"bundle  {out / result.bundle}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"report  {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_verification(verification: Verification, *, as_json: bool) -> None:
+    """Show what was checked, what was skipped and why, and every difference."""
+    if as_json:
+        _print_json(verification)
+        return
+    for item in verification.checked:
+        click.echo(f"checked  {item}")
+    for item in verification.skipped:
+        click.echo(f"skipped  {item}")
+    for difference in verification.differences:
+        click.echo(f"differs  {difference.what}: expected {difference.expected}, found {difference.actual}")
+    if verification.holds:
+        click.echo(f"holds    {verification.bundle} is what was packed")
+
+
+def show_targets(targets: Sequence[Target], *, as_json: bool) -> None:
+    """Show targets as a table: where, runtime, file format, numbers, default limits."""
+    if as_json:
+        _print_json(list(targets))
+        return
+    rows = [(t.name, t.title, t.runtime, f".{t.format}", t.arch, _numbers(t)) for t in targets]
+    console().print(_table(("target", "what it is", "runtime", "file", "CPU", "int8"), rows))
+
+
+def _numbers(target: Target) -> str:
+    numbers = target.numbers()
+    name = {"uint8": "U8S8", "int8": "S8S8"}[numbers.activations]
+    return f"{name}, 7-bit weights" if numbers.reduce_range else name
+
+
+def show_explanation(values: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
+    """Show every value in force, section by section."""
+    if as_json:
+        _print_json(values)
+        return
+    for section, entries in values.items():
+        click.echo(f"[{section}]")
+        for key, value in entries.items():
+            click.echo(f"{key} = {value}")
+        click.echo()
+
+
+def show_diagnosis(diagnosis: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show what this machine can do, and the commands that add the rest."""
+    if as_json:
+        _print_json(diagnosis)
+        return
+    click.echo(f"machine  {diagnosis['machine']}")
+    rows = [(row["what"], row["state"], row["next"]) for row in diagnosis["abilities"]]
+    console().print(_table(("ability", "state", "what adds it"), rows))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print_json(record: object) -> None:
+    sys.stdout.write(to_json(record).decode())
