@@ -102,6 +102,10 @@ class Workspace:
             record = self._make(folder, make)
         return Stage(record, folder, full, fresh=True)
 
+    def forget(self, stage: Stage[Any]) -> None:
+        """Remove a stored result that must not be used again, such as an invalid measurement."""
+        shutil.rmtree(stage.folder, ignore_errors=True)
+
     def _stored(self, folder: Path, kind: type[R]) -> R | None:
         """Read a published stage; None when any of its files is missing or changed."""
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeexport.records.artifact import Artifact, Signature
 from edgeexport.records.base import Record
+from edgeexport.records.measurement import Comparison, Measurement
 from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.ranges import Ranges
@@ -55,3 +56,12 @@ class Scored(Record):
 
     score: Score
     drop: Drop | None
+
+
+class Timed(Record):
+    """Measurements of candidate and source, interleaved, and their latency ratio. reason: why there are none."""
+
+    source: Measurement | None = None
+    candidate: Measurement | None = None
+    comparison: Comparison | None = None
+    reason: str = ""

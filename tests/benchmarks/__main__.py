@@ -1,0 +1,60 @@
+"""`python -m tests.benchmarks --list`, or `NAME`: progress on stderr, last on stdout one JSON object; exit 1 if a bar fails."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from edgeexport.workspace import version_of
+from tests.benchmarks.bar import Bar
+
+BENCHMARKS = {
+    "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
+    "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
+}
+PACKAGES = ("torch", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "numpy")
+
+Benchmark = Callable[[], tuple[dict[str, Any], dict[str, Bar]]]
+
+
+def main() -> int:
+    """Run one benchmark, or list them all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    arguments = parser.parse_args()
+    if arguments.list or arguments.name is None:
+        for name, what in BENCHMARKS.items():
+            sys.stdout.write(f"{name:8}{what}\n")
+        return 0
+    run: Benchmark = importlib.import_module(f"tests.benchmarks.{arguments.name}").run
+    figures, bars = run()
+    record = {
+        "name": arguments.name,
+        "figures": figures,
+        "bars": {key: {**asdict(bar), "holds": bar.holds} for key, bar in bars.items()},
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
+    }
+    sys.stdout.write(json.dumps(record) + "\n")
+    return 0 if all(bar.holds for bar in bars.values()) else 1
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were seen on."""
+    import os
+
+    from edgeexport.devices.local import host_features
+
+    vector = [name for name in sorted(host_features()) if name in {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}]
+    return {"arch": platform.machine(), "cores": os.cpu_count(), "features": vector, "system": platform.system()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
