@@ -27,6 +27,7 @@ class Drop(Record):
     low, high: 95 % interval. bound: one-sided 95 % upper bound. method: "mcnemar" or "bootstrap".
     agreement: share of samples with the same top-1 as the source, None where that has no meaning.
     worst_class: (class, drop, Holm-corrected p) over classes with at least 50 samples.
+    lost, gained: samples only the source, or only the candidate, got right; None where a sample is not right or wrong.
     """
 
     value: float
@@ -37,6 +38,8 @@ class Drop(Record):
     samples: int
     agreement: float | None = None
     worst_class: tuple[str, float, float] | None = None
+    lost: int | None = None
+    gained: int | None = None
 
 
 class LimitVerdict(Record):

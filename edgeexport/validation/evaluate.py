@@ -1,0 +1,190 @@
+"""Evaluate: how good is a model at its task. Predictions once, stored; scores from the stored predictions.
+
+The rule: predicting and scoring are apart, so that a new metric or a paired comparison never runs a model again.
+A metric reads the first output; `"top1:name"` reads the output called `name` (a part before the colon that is no
+built-in metric is a module: `"metrics:f1"` is the function `f1(outputs, targets) -> float` of the user's metrics.py).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeexport.errors import CorruptFile, DataError, ModelError, RecipeError
+from edgeexport.progress import Progress, silent
+from edgeexport.records.verdict import Score
+from edgeexport.validation.metrics import METRICS, Function, Metric, first_or_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from edgeexport.runtimes.protocol import Feeds, Outputs
+
+
+class Samples(Protocol):
+    """What predictions need of `data.Prepared`."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[tuple[Feeds, list[Any]]]:
+        """Yield feeds of up to `size` samples with their targets."""
+        ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of one model over all samples (first axis), and the samples' targets in the same order."""
+
+    outputs: Outputs
+    targets: list[Any]
+
+
+def predictions(
+    run: Callable[[Feeds], Outputs], samples: Samples, *, batch: int = 32, progress: Progress = silent
+) -> Predictions:
+    """Run a model over all samples. `run` takes feeds of up to `batch` samples; 1 for a file of fixed batch 1.
+
+    Raises DataError when there are no samples, ModelError when an output has not one row for each sample.
+    """
+    import numpy as np
+
+    parts: dict[str, list[NDArray[Any]]] = {}
+    targets: list[Any] = []
+    for feeds, batch_targets in samples.batches(batch):
+        for name, values in run(feeds).items():
+            rows_ = np.asarray(values)
+            if rows_.ndim == 0 or rows_.shape[0] != len(batch_targets):
+                raise ModelError(
+                    f"output {name!r} has shape {rows_.shape} for {len(batch_targets)} samples",
+                    next_step="the first axis must be the batch; predict with batch 1 if the file's batch is fixed",
+                )
+            parts.setdefault(name, []).append(rows_)
+        targets += batch_targets
+        progress("evaluating", len(targets) / max(1, len(samples)))
+    if not targets:
+        raise DataError("no samples to evaluate on")
+    return Predictions({name: np.concatenate(each) for name, each in parts.items()}, targets)
+
+
+def resolve_metric(metric: Any, folder: Path) -> Metric:
+    """Return the metric that a recipe names: a built-in one, "module:function" in `folder`, or a live callable.
+
+    A callable may carry `unit` (str) and `higher_is_better` (bool) as attributes. Raises RecipeError.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return _custom(metric, str(getattr(metric, "__name__", "metric")))
+    if not isinstance(metric, str):
+        raise RecipeError(f"`data.metric` is {metric!r}, expected a name or a function")
+    name, _, rest = metric.partition(":")
+    if name in METRICS:
+        return first_or_named(METRICS[name], rest)
+    if not rest:
+        raise RecipeError(f"no metric {metric!r}", next_step="known: " + ", ".join(METRICS) + ', or "module:function"')
+    from edgeexport import data
+
+    function = data.resolve_reference(metric, folder)
+    if not callable(function):
+        raise RecipeError(f"metric {metric!r} is {type(function).__name__}, expected a function")
+    return _custom(function, metric)
+
+
+def score(
+    metric: Metric,
+    outputs: Outputs,
+    targets: Sequence[Any],
+    *,
+    reference: Outputs | None = None,
+    samples_digest: str = "",
+) -> Score:
+    """Score stored outputs. reference: the source's outputs on the same samples, for "agreement" and "cosine".
+
+    Raises DataError for targets that do not fit, ModelError for outputs that do not.
+    """
+    values = per_sample(metric, outputs, targets, reference=reference)
+    value = metric.whole(outputs, targets) if values is None else metric.factor * float(values.mean())
+    return Score(
+        metric=metric.name,
+        value=value,
+        unit=metric.unit,
+        samples=rows(outputs),
+        samples_digest=samples_digest,
+        higher_is_better=metric.higher_is_better,
+        per_class=_per_class(metric, values, targets),
+    )
+
+
+def per_sample(
+    metric: Metric, outputs: Outputs, targets: Sequence[Any], *, reference: Outputs | None = None
+) -> NDArray[Any] | None:
+    """Return one float64 for each sample, whose mean times `metric.factor` is the score; None where none exists."""
+    if not metric.label_free and len(targets) != rows(outputs):
+        raise DataError(f"{rows(outputs)} predictions, but {len(targets)} targets")
+    return metric.each(outputs, targets, reference)
+
+
+def rows(outputs: Outputs) -> int:
+    """Return how many samples stored outputs hold. Raises ModelError when there are none."""
+    for values in outputs.values():
+        return int(values.shape[0])
+    raise ModelError("the model has no outputs to score")
+
+
+def save_outputs(path: Path, outputs: Outputs) -> None:
+    """Write outputs as an .npz whose bytes depend on the values only, into a folder that the caller publishes whole."""
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for index, (name, values) in enumerate(outputs.items()):
+            for entry, array in ((f"{index}.npy", values), (f"{index}.name.npy", np.array(name))):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(entry), buffer.getvalue())
+
+
+def load_outputs(path: Path) -> Outputs:
+    """Read what `save_outputs` wrote, in the same order. Raises CorruptFile."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            count = len(archive.files) // 2
+            return {str(archive[f"{index}.name"]): archive[str(index)] for index in range(count)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptFile(
+            f"{path}: not stored predictions: {error}", next_step="delete it; it is made again"
+        ) from error
+
+
+def _custom(function: Function, name: str) -> Metric:
+    return Metric(
+        name=name,
+        unit=str(getattr(function, "unit", "")),
+        higher_is_better=bool(getattr(function, "higher_is_better", True)),
+        function=function,
+    )
+
+
+def _per_class(
+    metric: Metric, values: NDArray[Any] | None, targets: Sequence[Any]
+) -> tuple[tuple[str, int, float], ...]:
+    """Rows of (class, count, value) for metrics that judge a sample right or wrong against its class."""
+    import numpy as np
+
+    if values is None or not metric.classes:
+        return ()
+    labels = np.asarray(targets).astype(np.int64).ravel()
+    return tuple(
+        (str(label), int((labels == label).sum()), metric.factor * float(values[labels == label].mean()))
+        for label in np.unique(labels)
+    )

@@ -1,0 +1,372 @@
+"""Judge: bar against figure. How much is lost against the source, which limits hold, and what comes nearest.
+
+The rule: a limit fails on the estimate. When the estimate is fine but its bound is not, the limit is unproven and says
+how many samples would prove it. What was measured on another kind of machine, or not validly, is unproven, never judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeexport.errors import ModelError
+from edgeexport.records.measurement import Comparison, Conditions, Interval, Measurement
+from edgeexport.records.recipe import Limits
+from edgeexport.records.target import Target
+from edgeexport.records.verdict import Drop, LimitVerdict, State, Verdict
+from edgeexport.validation import paired
+from edgeexport.validation.evaluate import per_sample, rows
+from edgeexport.validation.metrics import Metric, agreement, auc, auc_inputs, class_labels, ranks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeexport.runtimes.protocol import Outputs
+
+DRAWS = 2000
+DRAWS_OF_USER_METRIC = 400
+CLASS_SAMPLES = 50
+BOOTSTRAP_SAMPLES = 50
+SIGNIFICANT = 0.05
+LARGEST_SEARCH = 10**9
+MB = 1e6
+NOISE = 0.02  # a slowdown is claimed only above 2 % (design: "faster" needs an effect beyond max(2 %, drift))
+UNITS = {"max_size_mb": " MB", "max_latency_ms": " ms", "max_memory_mb": " MB", "never_larger": " bytes"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one candidate on one target.
+
+    candidate: its digest. model_bytes: its model file; source_bytes: the fp32 source's, in the same format.
+    drop: against the source on `split`. measurement, comparison: None when nothing was measured.
+    """
+
+    candidate: str
+    split: Literal["selection", "evaluation"]
+    model_bytes: int
+    source_bytes: int | None = None
+    drop: Drop | None = None
+    measurement: Measurement | None = None
+    comparison: Comparison | None = None
+
+
+def drop(metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int = 0) -> Drop:
+    """Return how much worse `candidate` is than `source`: stored outputs on the same samples, in the same order.
+
+    Right-or-wrong metrics: Tango's interval, McNemar's p per class. Others: paired bootstrap of 2,000 draws (AUC within
+    each class, as pROC does: Robin et al. 2011), 400 for a user's metric, which may be slow.
+    Raises DataError or ModelError where outputs and targets do not fit.
+    """
+    if rows(source) != rows(candidate):
+        raise ValueError(f"paired outputs of {rows(source)} and {rows(candidate)} samples")
+    before = per_sample(metric, source, targets, reference=source)
+    after = per_sample(metric, candidate, targets, reference=source)
+    if before is None or after is None:
+        return _drop_of_whole(metric, source, candidate, targets, seed=seed)
+    if metric.binary:
+        return _drop_of_hits(metric, before, after, targets, _agreement(metric, source, candidate))
+    worse = (before - after) * (metric.factor if metric.higher_is_better else -metric.factor)
+    draws = paired.mean_draws(worse, draws=DRAWS, seed=seed)
+    return _bootstrapped(float(worse.mean()), draws, worse.size)
+
+
+def samples_to_prove(found: Drop, bar: float) -> int | None:
+    """Return how many samples would bring the bound to the bar if the rates stayed as they are.
+
+    None when more samples cannot: the drop itself is at the bar or above it.
+    """
+    if found.bound <= bar:
+        return found.samples
+    if found.value >= bar:
+        return None
+    if found.lost is None or found.gained is None:
+        return math.ceil(found.samples * ((found.bound - found.value) / (bar - found.value)) ** 2)
+    low, high = found.samples, LARGEST_SEARCH
+    while low < high:
+        middle = (low + high) // 2
+        scale = middle / found.samples
+        if 100 * paired.upper_limit(found.lost * scale, found.gained * scale, middle, z=paired.ONE_SIDED) <= bar:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def stricter(recipe: Limits, target: Target) -> Limits:
+    """Return the bars in force: of each limit the smaller one when both recipe and target give it."""
+
+    def least(name: str) -> float | None:
+        bars = [bar for bar in (getattr(recipe, name), getattr(target.limits, name)) if bar is not None]
+        return min(bars, default=None)
+
+    return Limits(**{name: least(name) for name in Limits.__struct_fields__})
+
+
+def limits(recipe: Limits, target: Target, evidence: Evidence) -> Verdict:
+    """Judge every limit in force, and that the candidate is never larger or slower than the fp32 source.
+
+    MB are millions of bytes of the model file (size) or of resident memory at its peak (memory).
+    """
+    bars = stricter(recipe, target)
+    judged: list[LimitVerdict] = []
+    if bars.max_drop is not None:
+        judged.append(_judge_drop(bars.max_drop, evidence.drop))
+    if bars.max_size_mb is not None:
+        judged.append(_judge_exact("max_size_mb", bars.max_size_mb, evidence.model_bytes / MB))
+    if bars.max_latency_ms is not None:
+        judged.append(_judge_latency(bars.max_latency_ms, target, evidence.measurement))
+    if bars.max_memory_mb is not None:
+        judged.append(_judge_memory(bars.max_memory_mb, target, evidence.measurement))
+    judged.append(_judge_larger(evidence))
+    judged.append(_judge_slower(target, evidence))
+    return Verdict(target=target.name, candidate=evidence.candidate, split=evidence.split, limits=tuple(judged))
+
+
+def nearest_miss(verdicts: Mapping[str, Verdict]) -> str:
+    """Return one sentence: which candidate (name -> verdict) misses by least, on which limits, and by how much."""
+    missed = {name: verdict for name, verdict in verdicts.items() if verdict.state == "fails"}
+    if not missed:
+        return "no candidate was built" if not verdicts else "no candidate fails a limit"
+
+    def distance(name: str) -> tuple[int, float]:
+        failing = [limit for limit in missed[name].limits if limit.state == "fails"]
+        return len(failing), max(_excess(limit) for limit in failing)
+
+    name = min(missed, key=distance)
+    failing = [limit for limit in missed[name].limits if limit.state == "fails"]
+    return f"nearest is {name}: " + "; ".join(_miss_text(limit) for limit in failing)
+
+
+def shipping(verdict: Verdict, *, require_proof: bool = False) -> bool:
+    """Return whether a candidate may ship: nothing fails and, if proof is required, nothing is unproven."""
+    return verdict.state == "holds" or (verdict.state == "unproven" and not require_proof)
+
+
+def _drop_of_hits(
+    metric: Metric, before: NDArray[Any], after: NDArray[Any], targets: Sequence[Any], agreed: float | None
+) -> Drop:
+    lost, gained = _discordant(before, after)
+    size = before.size
+    return Drop(
+        value=100.0 * (lost - gained) / size,
+        low=-100.0 * paired.upper_limit(gained, lost, size, z=paired.TWO_SIDED),
+        high=100.0 * paired.upper_limit(lost, gained, size, z=paired.TWO_SIDED),
+        bound=100.0 * paired.upper_limit(lost, gained, size, z=paired.ONE_SIDED),
+        method="mcnemar",
+        samples=size,
+        agreement=agreed,
+        worst_class=_worst_class(before, after, targets) if metric.classes else None,
+        lost=lost,
+        gained=gained,
+    )
+
+
+def _discordant(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int]:
+    return int(((before > 0) & (after == 0)).sum()), int(((before == 0) & (after > 0)).sum())
+
+
+def _worst_class(before: NDArray[Any], after: NDArray[Any], targets: Sequence[Any]) -> tuple[str, float, float] | None:
+    """The class with the largest drop; one whose Holm-corrected p is significant comes before those without."""
+    import numpy as np
+
+    labels = class_labels(targets, int(np.max(targets)) + 1)
+    found: list[tuple[str, float, float]] = []
+    for label in np.unique(labels):
+        mask = labels == label
+        if mask.sum() >= CLASS_SAMPLES:
+            lost, gained = _discordant(before[mask], after[mask])
+            found.append((str(label), 100.0 * (lost - gained) / int(mask.sum()), paired.mcnemar_p(lost, gained)))
+    corrected = paired.holm([p for _, _, p in found])
+    classes = [(name, value, p) for (name, value, _), p in zip(found, corrected, strict=True)]
+    return max(classes, key=lambda row: (row[2] < SIGNIFICANT, row[1]), default=None)
+
+
+def _agreement(metric: Metric, source: Outputs, candidate: Outputs) -> float:
+    return float(agreement(metric.pick(candidate), (), metric.pick(source)).mean())
+
+
+def _drop_of_whole(metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int) -> Drop:
+    """The drop of a metric of all samples together: AUC, or a user's."""
+    import numpy as np
+
+    sign = 1.0 if metric.higher_is_better else -1.0
+    value = sign * (metric.whole(source, targets) - metric.whole(candidate, targets))
+    if metric.function is None:
+        draws = _auc_draws(metric, source, candidate, targets, seed=seed)
+    else:
+        draws = sign * _user_draws(metric, source, candidate, targets, seed=seed)
+    finite = draws[np.isfinite(draws)]
+    if finite.size < 0.9 * draws.size:
+        raise ModelError(
+            f"metric {metric.name!r} is not a number on {draws.size - finite.size} of {draws.size} resamples of the data",
+            next_step="let it return a finite number for any samples, or evaluate on more",
+        )
+    return _bootstrapped(value, finite, rows(source))
+
+
+def _auc_draws(
+    metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int
+) -> NDArray[Any]:
+    import numpy as np
+
+    scores, labels = auc_inputs(metric.pick(source), targets)
+    before, after = ranks(scores), ranks(auc_inputs(metric.pick(candidate), targets)[0])
+
+    def statistic(indices: NDArray[Any]) -> float:
+        weights = np.bincount(indices, minlength=labels.size)
+        return metric.factor * (auc(before, labels, weights) - auc(after, labels, weights))
+
+    strata = [np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)]
+    return paired.statistic_draws(statistic, strata, draws=DRAWS, seed=seed)
+
+
+def _user_draws(
+    metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int
+) -> NDArray[Any]:
+    import numpy as np
+
+    function = metric.function
+    assert function is not None
+
+    def score_of(outputs: Outputs, indices: NDArray[Any]) -> float:
+        drawn = {name: values[indices] for name, values in outputs.items()}
+        return float(function(drawn, [targets[index] for index in indices]))
+
+    def statistic(indices: NDArray[Any]) -> float:
+        return score_of(source, indices) - score_of(candidate, indices)
+
+    return paired.statistic_draws(statistic, [np.arange(rows(source))], draws=DRAWS_OF_USER_METRIC, seed=seed)
+
+
+def _bootstrapped(value: float, draws: NDArray[Any], samples: int) -> Drop:
+    low, high, bound = paired.percentile_interval(value, draws, samples)
+    return Drop(value=value, low=low, high=high, bound=bound, method="bootstrap", samples=samples)
+
+
+def _judge_drop(bar: float, found: Drop | None) -> LimitVerdict:
+    if found is None:
+        return _unproven("max_drop", bar, "there are no samples to judge it on")
+    notes = []
+    state: State = "holds"
+    if found.value > bar:
+        state = "fails"
+        notes.append(f"{found.value:.3g} lost on {found.samples} samples, {bar:g} allowed")
+    elif found.method == "bootstrap" and found.samples < BOOTSTRAP_SAMPLES:
+        state = "unproven"
+        notes.append(f"{found.samples} samples are too few for a bound, at least {BOOTSTRAP_SAMPLES} are needed")
+    elif found.bound > bar:
+        state = "unproven"
+        notes.append(_proof_text(found, bar))
+    if found.worst_class is not None and found.worst_class[2] < SIGNIFICANT:
+        name, value, p = found.worst_class
+        notes.append(f"class {name} lost {value:.3g} (p = {p:.2g}, Holm-corrected)")
+    return LimitVerdict("max_drop", bar, found.value, found.bound, state, "; ".join(notes))
+
+
+def _proof_text(found: Drop, bar: float) -> str:
+    needed = samples_to_prove(found, bar)
+    more = "no number of samples would prove it" if needed is None else f"about {needed} samples would prove it"
+    return f"up to {found.bound:.3g} may be lost (95 % bound from {found.samples} samples); {more}"
+
+
+def _judge_exact(limit: str, bar: float, value: float) -> LimitVerdict:
+    if value > bar:
+        return LimitVerdict(limit, bar, value, value, "fails", f"{value:.4g}{UNITS[limit]}, {bar:.4g} allowed")
+    return LimitVerdict(limit, bar, value, value, "holds")
+
+
+def _judge_latency(bar: float, target: Target, measurement: Measurement | None) -> LimitVerdict:
+    reason = _not_judged(target, measurement)
+    if reason or measurement is None or measurement.latency is None:
+        return _unproven("max_latency_ms", bar, reason or "no latency was measured")
+    interval = measurement.latency.median_ms
+    if interval.value > bar:
+        text = f"{interval.value:.4g} ms, {bar:g} allowed"
+        return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "fails", text)
+    if interval.high is not None and interval.high <= bar:
+        return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "holds")
+    text = _launches_text(interval, bar, len(measurement.latency.launch_medians_ms))
+    return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "unproven", text)
+
+
+def _launches_text(interval: Interval, bar: float, launches: int) -> str:
+    if interval.high is None:
+        return f"{launches} launches are too few for an interval"
+    if interval.value >= bar:
+        return f"up to {interval.high:.4g} ms (95 % interval); no number of launches would prove it"
+    needed = math.ceil(launches * ((interval.high - interval.value) / (bar - interval.value)) ** 2)
+    return f"up to {interval.high:.4g} ms (95 % interval from {launches} launches); about {needed} would prove it"
+
+
+def _judge_memory(bar: float, target: Target, measurement: Measurement | None) -> LimitVerdict:
+    reason = _not_judged(target, measurement)
+    if reason or measurement is None or measurement.memory is None:
+        return _unproven("max_memory_mb", bar, reason or "no memory was measured")
+    return _judge_exact("max_memory_mb", bar, measurement.memory.peak_bytes / MB)
+
+
+def _judge_larger(evidence: Evidence) -> LimitVerdict:
+    if evidence.source_bytes is None:
+        return _unproven("never_larger", None, "the size of the fp32 source in this format is not known")
+    return _judge_exact("never_larger", float(evidence.source_bytes), float(evidence.model_bytes))
+
+
+def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
+    """A slowdown fails only when it is claimed; it is excluded when the interval ends below the 2 % of noise."""
+    comparison = evidence.comparison
+    reason = _not_judged(target, evidence.measurement)
+    if reason or comparison is None:
+        return _unproven("never_slower", 1.0, reason or "it was not compared with the fp32 source")
+    ratio = comparison.ratio
+    state: State = "unproven"
+    if comparison.claim == "slower":
+        state, reason = "fails", f"{ratio.value:.3g} times the fp32 source's latency"
+    elif comparison.claim == "faster" or comparison.candidate == comparison.baseline:
+        state = "holds"
+    elif ratio.high is None:
+        reason = "too few launches to compare it with the fp32 source"
+    elif ratio.high <= 1 + NOISE:
+        state = "holds"
+    else:
+        reason = f"no difference shown: {ratio.value:.3g} times the fp32 source's latency, at most {ratio.high:.3g}"
+    return LimitVerdict("never_slower", 1.0, ratio.value, ratio.high, state, reason)
+
+
+def _not_judged(target: Target, measurement: Measurement | None) -> str:
+    """Why this measurement says nothing about the target; empty when it does."""
+    if measurement is None:
+        return "it was not measured"
+    if not measurement.valid:
+        return "the measurement is invalid: " + "; ".join(measurement.reasons or ("no reason given",))
+    return machine_gap(target, measurement.conditions)
+
+
+def machine_gap(target: Target, conditions: Conditions) -> str:
+    """Return why figures of this machine do not count for the target; empty when they do."""
+    if conditions.arch != target.arch:
+        return f"measured on {conditions.arch}, the target is {target.arch}"
+    lacking = sorted(set(target.features) - set(conditions.features))
+    if lacking:
+        return f"measured on a machine without {', '.join(lacking)}, which the target has"
+    if (conditions.runtime, conditions.threads) != (target.runtime, target.threads):
+        measured = f"{conditions.runtime} with {conditions.threads} threads"
+        return f"measured in {measured}, the target says {target.runtime} with {target.threads}"
+    return ""
+
+
+def _unproven(limit: str, bar: float | None, reason: str) -> LimitVerdict:
+    return LimitVerdict(limit, bar, None, None, "unproven", reason)
+
+
+def _excess(limit: LimitVerdict) -> float:
+    """By what share of the bar a failing limit misses it."""
+    if limit.bar is None or limit.value is None:
+        return math.inf
+    return (limit.value - limit.bar) / abs(limit.bar) if limit.bar else limit.value
+
+
+def _miss_text(limit: LimitVerdict) -> str:
+    return f"{limit.limit} fails, {limit.reason}"

@@ -1,0 +1,221 @@
+"""Metrics: one small function each, outputs and targets in, one number for each sample out.
+
+The rule: all metrics stand in the table METRICS; nothing registers itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgeexport.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeexport.runtimes.protocol import Outputs
+
+Function: TypeAlias = "Callable[[dict[str, Any], list[Any]], float]"
+Each: TypeAlias = "Callable[[NDArray[Any], Sequence[Any], NDArray[Any] | None], NDArray[Any]]"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score means.
+
+    each_function: (output, targets, reference output) -> one value for each sample, where a metric has those.
+    function: (outputs, targets) -> float, for user metrics. Neither: the area under the ROC curve.
+    factor: from the mean of the samples to the score (100 for points). binary: samples are right (1) or wrong (0).
+    classes: targets are class indices, so that it can be told per class. output: which output, None for the first.
+    label_free: compares with the source's outputs instead of targets.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool = True
+    factor: float = 1.0
+    binary: bool = False
+    classes: bool = False
+    label_free: bool = False
+    each_function: Each | None = None
+    function: Function | None = None
+    output: str | None = None
+
+    def pick(self, outputs: Outputs) -> NDArray[Any]:
+        """Return the output this metric reads. Raises ModelError naming the outputs there are."""
+        if self.output is None:
+            return next(iter(outputs.values()))
+        if self.output not in outputs:
+            raise ModelError(f"metric {self.name!r}: no output {self.output!r}; there are {sorted(outputs)}")
+        return outputs[self.output]
+
+    def each(self, outputs: Outputs, targets: Sequence[Any], reference: Outputs | None) -> NDArray[Any] | None:
+        """Return one value for each sample, or None for a metric of all samples together."""
+        if self.each_function is None:
+            return None
+        if self.label_free and reference is None:
+            raise DataError(f"metric {self.name!r} compares with the source's outputs, and there are none")
+        other = None if reference is None or not self.label_free else self.pick(reference)
+        return self.each_function(self.pick(outputs), targets, other)
+
+    def whole(self, outputs: Outputs, targets: Sequence[Any]) -> float:
+        """Return the score over all samples together. Raises ModelError for a user metric that is not a number."""
+        if self.function is None:
+            scores, labels = auc_inputs(self.pick(outputs), targets)
+            return self.factor * auc(ranks(scores), labels)
+        value = float(self.function(dict(outputs), list(targets)))
+        if not math.isfinite(value):
+            raise ModelError(f"metric {self.name!r} returned {value}, expected a finite number")
+        return value
+
+
+def first_or_named(metric: Metric, output: str) -> Metric:
+    """Return `metric` reading the output called `output`, or the first one when the name is empty."""
+    return dataclasses.replace(metric, name=f"{metric.name}:{output}", output=output) if output else metric
+
+
+def top_k(k: int) -> Each:
+    """Return the metric function: 1 if the target is among the k largest scores, else 0.
+
+    Among equal scores the lower class index ranks first, as argmax has it. A row with NaN or Inf counts as wrong.
+    """
+
+    def each(output: NDArray[Any], targets: Sequence[Any], _: NDArray[Any] | None) -> NDArray[Any]:
+        import numpy as np
+
+        scores = class_scores(output)
+        labels = class_labels(targets, scores.shape[1])
+        own = np.take_along_axis(scores, labels[:, None], axis=1)
+        earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
+        rank = (scores > own).sum(axis=1) + ((scores == own) & earlier).sum(axis=1)
+        return np.asarray((rank < k) & np.isfinite(scores).all(axis=1), dtype=np.float64)
+
+    return each
+
+
+def agreement(output: NDArray[Any], _: Sequence[Any], reference: NDArray[Any] | None) -> NDArray[Any]:
+    """1 where the largest score is at the same class as the source's, else 0."""
+    import numpy as np
+
+    assert reference is not None
+    scores, source = class_scores(output), class_scores(reference)
+    same = scores.argmax(axis=1) == source.argmax(axis=1)
+    return np.asarray(same & np.isfinite(scores).all(axis=1), dtype=np.float64)
+
+
+def cosine(output: NDArray[Any], _: Sequence[Any], reference: NDArray[Any] | None) -> NDArray[Any]:
+    """Cosine between a sample's output and the source's, flattened. Two zero vectors agree."""
+    import numpy as np
+
+    assert reference is not None
+    left, right = _flat(output, "cosine"), _flat(reference, "cosine")
+    if left.shape != right.shape:
+        raise ModelError(f"metric 'cosine': outputs of shape {output.shape} against the source's {reference.shape}")
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    both_zero = (~left.any(axis=1) & ~right.any(axis=1)).astype(np.float64)
+    return np.where(norms > 0, (left * right).sum(axis=1) / np.where(norms > 0, norms, 1.0), both_zero)
+
+
+def error_of(power: int) -> Each:
+    """Return the metric function: mean of |output - target| ** power over a sample's values."""
+
+    def each(output: NDArray[Any], targets: Sequence[Any], _: NDArray[Any] | None) -> NDArray[Any]:
+        import numpy as np
+
+        values = _flat(output, "mse or mae")
+        wanted = np.stack([np.asarray(target, dtype=np.float64).ravel() for target in targets])
+        if wanted.shape != values.shape:
+            raise DataError(f"targets have {wanted.shape[1]} values a sample, the output has {values.shape[1]}")
+        if not np.isfinite(wanted).all():
+            raise DataError(f"the target of sample {int(np.argmin(np.isfinite(wanted).all(axis=1)))} is NaN or Inf")
+        return np.asarray((np.abs(values - wanted) ** power).mean(axis=1))
+
+    return each
+
+
+def class_scores(output: NDArray[Any]) -> NDArray[Any]:
+    """Return (samples, classes) scores; trailing axes of length 1 are dropped. Raises ModelError for other shapes."""
+    import numpy as np
+
+    if output.ndim < 2 or output.size != output.shape[0] * output.shape[1] or output.shape[1] < 2:
+        raise ModelError(
+            f"an output of shape {output.shape} holds no class scores (samples, classes)",
+            next_step='choose the output ("top1:name") or another metric',
+        )
+    return output.reshape(output.shape[:2]).astype(np.float64)
+
+
+def class_labels(targets: Sequence[Any], classes: int) -> NDArray[Any]:
+    """Return targets as int64 class indices. Raises DataError for one that is no index below `classes`."""
+    import numpy as np
+
+    values = np.asarray(targets)
+    if values.dtype.kind not in "iub" or values.size != len(targets):
+        raise DataError(f"targets must be class indices, found {type(targets[0]).__name__} {targets[0]!r}")
+    labels = values.astype(np.int64).ravel()
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise DataError(f"sample {wrong[0]} has class {labels[wrong[0]]}, the output has {classes} classes")
+    return labels
+
+
+def auc_inputs(output: NDArray[Any], targets: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (scores, labels 0/1) for binary data; of two columns the score is the second minus the first."""
+    import numpy as np
+
+    columns = _flat(output, "auc")
+    if columns.shape[1] > 2:
+        raise ModelError(f"metric 'auc' needs one score (or two) a sample, the output has shape {output.shape}")
+    labels = class_labels(targets, 2)
+    if not 0 < labels.sum() < labels.size:
+        raise DataError(f"metric 'auc' needs samples of both classes, all {labels.size} are of class {labels[0]}")
+    scores = columns[:, 0] if columns.shape[1] == 1 else columns[:, 1] - columns[:, 0]
+    return np.asarray(scores), labels
+
+
+def ranks(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the rank of each score, 0 for the lowest; equal scores share a rank."""
+    import numpy as np
+
+    return np.asarray(np.unique(scores, return_inverse=True)[1])
+
+
+def auc(rank: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """Area under the ROC curve: the chance that a positive outranks a negative, ties half (Mann and Whitney 1947).
+
+    weights: how often each sample counts, as in a bootstrap draw; each class needs a positive sum.
+    """
+    import numpy as np
+
+    weight = np.ones(labels.size) if weights is None else weights
+    positive = np.bincount(rank, weights=weight * labels)
+    negative = np.bincount(rank, weights=weight * (1 - labels))
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+
+
+def _flat(output: NDArray[Any], metric: str) -> NDArray[Any]:
+    import numpy as np
+
+    values = output.reshape(output.shape[0], -1).astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if wrong.size:
+        raise ModelError(f"metric {metric!r}: {wrong.size} predictions are NaN or Inf, first that of sample {wrong[0]}")
+    return values
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType({
+    "top1": Metric("top1", "points", factor=100.0, binary=True, classes=True, each_function=top_k(1)),
+    "top5": Metric("top5", "points", factor=100.0, binary=True, classes=True, each_function=top_k(5)),
+    "auc": Metric("auc", "points", factor=100.0),
+    "mse": Metric("mse", "", higher_is_better=False, each_function=error_of(2)),
+    "mae": Metric("mae", "", higher_is_better=False, each_function=error_of(1)),
+    "agreement": Metric(
+        "agreement", "points", factor=100.0, binary=True, label_free=True, each_function=agreement
+    ),
+    "cosine": Metric("cosine", "points", factor=100.0, label_free=True, each_function=cosine),
+})  # fmt: skip
