@@ -138,7 +138,8 @@ def quantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
         raise DataError(f"{spec.name!r} has no scale to quantize with")
     limits = np.iinfo(spec.dtype)
     steps = np.rint(np.asarray(values, np.float32) / np.float32(spec.scale)) + (spec.zero_point or 0)
-    return np.clip(steps, limits.min, limits.max).astype(spec.dtype)
+    saturated: NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(spec.dtype)
+    return saturated
 
 
 def dequantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
@@ -147,7 +148,8 @@ def dequantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
     if spec.scale is None:
         raise DataError(f"{spec.name!r} has no scale to dequantize with")
-    return (values.astype(np.int32) - (spec.zero_point or 0)).astype(np.float32) * np.float32(spec.scale)
+    steps: NDArray[Any] = (values.astype(np.int32) - (spec.zero_point or 0)).astype(np.float32)
+    return steps * np.float32(spec.scale)
 
 
 def _paired(
