@@ -1,0 +1,231 @@
+"""Which samples train, calibrate, select and evaluate, proven disjoint by digest.
+
+The rule: no sample that is judged on in the end was ever seen before. The digest of a sample's content decides, not its
+place or name, so duplicates land on the same side. Where a share is taken, samples are ranked by a seeded hash of their
+digest and the lowest ones are taken: the choice depends on the content alone, not on the order of files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeexport.data.arrays import joint_digest, sample_digest
+from edgeexport.data.pictures import Pictures
+from edgeexport.data.prepared import Prepared
+from edgeexport.data.preprocess import resolve_preprocess
+from edgeexport.data.sources import Samples, named_set, open_samples, read_raw, sample_name
+from edgeexport.errors import DataError, RecipeError
+from edgeexport.progress import Progress, silent
+from edgeexport.records.artifact import Signature
+from edgeexport.records.recipe import DataSpec, Recipe
+from edgeexport.records.splits import SourceName, Split, SplitIndices, SplitName
+
+_REPORT_EVERY = 500
+_FEW = 0.01
+
+
+class _Source(NamedTuple):
+    """An opened source with the digest of every sample."""
+
+    name: SourceName
+    samples: Samples
+    digests: list[str]
+
+    def split(self, indices: Sequence[int]) -> Split:
+        """Return the samples at `indices` as a record."""
+        return Split(self.name, tuple(indices), joint_digest([self.digests[index] for index in indices]))
+
+
+def splits(recipe: Recipe, *, progress: Progress = silent) -> SplitIndices:
+    """Read every sample once and decide what each is for.
+
+    With `train` and `evaluate`: selection is `selection_share` of train (at most `selection_max`), calibration a seeded
+    sample of the rest, or of its own source. With `pool` (or one source for both): shares of `split`. Train samples
+    that are also in evaluate are left out with a warning if they are under 1 %; more is an error, as is any overlap
+    between the user's own calibration source and evaluate. Without `train`, the calibration source takes its place.
+    """
+    data = _check(recipe.data)
+    if data.pool is not None:
+        found = _from_pool(_read("pool", data.pool, recipe, progress), data, recipe, progress)
+    else:
+        found = _from_sources(data, recipe, progress)
+    empty = [name for name, count in found.counts().items() if not count and name != "train"]
+    if empty:
+        raise DataError(f"no samples are left for {', '.join(empty)}: {found.counts()}", next_step="give more samples")
+    return found
+
+
+def open_split(recipe: Recipe, found: SplitIndices, name: SplitName, signature: Signature) -> Prepared:
+    """Return one split, ready to feed a model with this signature, under the recipe's preprocessing."""
+    split = found.get(name)
+    data = _check(recipe.data)
+    samples = open_samples(getattr(data, split.source), recipe, labelled=_labelled(split.source, data))
+    return Prepared(samples, split.indices, resolve_preprocess(recipe), signature)
+
+
+def _check(data: DataSpec) -> DataSpec:
+    """Return the spec with `pool` set where one source stands for all; refuse what cannot be split honestly."""
+    import msgspec
+
+    if data.pool is not None and (data.train is not None or data.evaluate is not None):
+        raise RecipeError("`data.pool` stands instead of `data.train` and `data.evaluate`", next_step="drop one")
+    if data.pool is None and data.evaluate is None:
+        raise RecipeError("`data.evaluate` is missing", next_step="give `evaluate`, or one `pool` for everything")
+    if min(data.split) <= 0 or sum(data.split) > 1 + 1e-9:
+        raise RecipeError(f"`data.split` is {data.split}: expected three positive shares with a sum of at most 1")
+    if not 0 < data.selection_share < 1 or data.selection_max < 1 or data.calibration_count < 1:
+        raise RecipeError("`data`: selection_share must be in (0, 1), selection_max and calibration_count at least 1")
+    if data.pool is None and _same(data.train, data.evaluate):
+        return msgspec.structs.replace(data, train=None, evaluate=None, pool=data.train)
+    return data
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and str(one) == str(other))
+
+
+def _labelled(name: SourceName, data: DataSpec) -> bool:
+    """Calibration needs no labels, unless it stands in for `train`."""
+    return name != "calibration" or (data.train is None and data.pool is None and data.evaluate is not None)
+
+
+def _own_calibration(data: DataSpec, recipe: Recipe) -> bool:
+    """Say whether calibration has samples of its own: not those of another source, not just a preprocessing."""
+    if data.calibration is None or any(_same(data.calibration, other) for other in (data.pool, data.train)):
+        return False
+    named = named_set(data.calibration, recipe)
+    return named is None or bool(named[0].source)
+
+
+def _read(name: SourceName, reference: Any, recipe: Recipe, progress: Progress) -> _Source:
+    """Open a source and take every sample's digest; a NaN anywhere ends it here, with the sample's name."""
+    samples = open_samples(reference, recipe, labelled=_labelled(name, recipe.data))
+    digests: list[str] = []
+    for index in range(len(samples)):
+        digests.append(sample_digest(read_raw(samples, index)[0]))
+        if index % _REPORT_EVERY == 0:
+            progress(f"reading {name} samples", index / len(samples))
+    return _Source(name, samples, digests)
+
+
+def _rank(digests: set[str], purpose: str) -> list[str]:
+    """Put digests into an order that depends on them and on `purpose` (which names the seed), on nothing else."""
+    return sorted(digests, key=lambda digest: hashlib.sha256(f"{purpose}:{digest}".encode()).digest())
+
+
+def _calibrate(source: _Source, candidates: Sequence[int], data: DataSpec) -> Split:
+    """Take a seeded sample of the candidates, duplicates left out, in the source's order."""
+    places = {source.digests[index]: index for index in reversed(candidates)}
+    chosen = _rank(set(places), f"calibrate {data.seed}")[: data.calibration_count]
+    return source.split(sorted(places[digest] for digest in chosen))
+
+
+def _among(source: _Source, digests: set[str]) -> list[int]:
+    return [index for index, digest in enumerate(source.digests) if digest in digests]
+
+
+def _from_pool(pool: _Source, data: DataSpec, recipe: Recipe, progress: Progress) -> SplitIndices:
+    ranked = _rank(set(pool.digests), f"split {data.seed}")
+    ends = [round(sum(data.split[:count]) * len(ranked)) for count in (1, 2, 3)]
+    first, selection = set(ranked[: ends[0]]), set(ranked[ends[0] : ends[1]])
+    evaluation = set(ranked[ends[1] : ends[2]])
+    train = _among(pool, first)
+    calibration = _calibrate(pool, train, data)
+    warnings: list[str] = []
+    if _own_calibration(data, recipe):
+        own = _read("calibration", data.calibration, recipe, progress)
+        _refuse_overlap(own, pool, evaluation)
+        calibration, warnings = _calibrate_own(own, selection, data)
+    return SplitIndices(
+        train=pool.split(train),
+        calibration=calibration,
+        selection=pool.split(_among(pool, selection)),
+        evaluation=pool.split(_among(pool, evaluation)),
+        warnings=tuple(warnings),
+    )
+
+
+def _from_sources(data: DataSpec, recipe: Recipe, progress: Progress) -> SplitIndices:
+    evaluate = _read("evaluate", data.evaluate, recipe, progress)
+    own = _read("calibration", data.calibration, recipe, progress) if _own_calibration(data, recipe) else None
+    judged = set(evaluate.digests)
+    if own is not None:
+        _refuse_overlap(own, evaluate, judged)
+    if data.train is None and own is None:
+        raise RecipeError("nothing to calibrate and select on", next_step="give `data.train`, or `pool` for everything")
+    base = own if data.train is None and own is not None else _read("train", data.train, recipe, progress)
+    _check_classes(base, evaluate)
+    warnings = _drop_overlap(base, evaluate)
+    clean = set(base.digests) - judged
+    count = min(max(1, round(data.selection_share * len(clean))), data.selection_max)
+    selection = set(_rank(clean, f"split {data.seed}")[:count])
+    rest = _among(base, clean - selection)
+    calibration = _calibrate(base, rest, data)
+    if own is not None and own is not base:
+        calibration, more = _calibrate_own(own, selection, data)
+        warnings += more
+    return SplitIndices(
+        train=base.split(rest),
+        calibration=calibration,
+        selection=base.split(_among(base, selection)),
+        evaluation=evaluate.split(range(len(evaluate.digests))),
+        warnings=tuple(warnings),
+    )
+
+
+def _calibrate_own(own: _Source, selection: set[str], data: DataSpec) -> tuple[Split, list[str]]:
+    """Take calibration samples from their own source, without those that selection judges on."""
+    free = _among(own, set(own.digests) - selection)
+    left = len(own.digests) - len(free)
+    warnings = [f"{left} calibration samples are also in the selection split and were left out"] if left else []
+    return _calibrate(own, free, data), warnings
+
+
+def _pairs(one: _Source, other: _Source, shared: set[str]) -> str:
+    """Name up to three overlapping samples on both sides."""
+    named = []
+    for left in _among(one, shared)[:3]:
+        right = other.digests.index(one.digests[left])
+        names = sample_name(one.samples, left), sample_name(other.samples, right)
+        named.append(f"{one.name}[{left}] ({names[0]}) = {other.name}[{right}] ({names[1]})")
+    return "; ".join(named)
+
+
+def _refuse_overlap(own: _Source, other: _Source, judged: set[str]) -> None:
+    shared = set(own.digests) & judged
+    if shared:
+        raise DataError(
+            f"{len(shared)} calibration samples are also evaluation samples: {_pairs(own, other, shared)}",
+            next_step="calibrate on samples that are not evaluated",
+        )
+
+
+def _drop_overlap(train: _Source, evaluate: _Source) -> list[str]:
+    """Return a warning for a few train samples that are also evaluated; raise when there are many."""
+    shared = set(train.digests) & set(evaluate.digests)
+    if not shared:
+        return []
+    count = len(_among(train, shared))
+    message = f"{count} of {len(train.digests)} {train.name} samples are also evaluation samples"
+    if count >= _FEW * len(train.digests):
+        raise DataError(
+            f"{message}: {_pairs(train, evaluate, shared)}",
+            next_step="give disjoint sources, or one `pool` to be split",
+        )
+    return [f"{message} and were left out: {_pairs(train, evaluate, shared)}"]
+
+
+def _check_classes(train: _Source, evaluate: _Source) -> None:
+    """Class folders are numbered by the alphabet in each source, so both must have the same ones."""
+    one, other = train.samples, evaluate.samples
+    if train.name != "train" or not isinstance(one, Pictures) or not isinstance(other, Pictures):
+        return
+    if one.classes != other.classes:
+        odd = sorted(set(one.classes) ^ set(other.classes))
+        raise DataError(
+            f"train has {len(one.classes)} classes, evaluate {len(other.classes)}; only one has {', '.join(odd[:5])}",
+            next_step="list all classes in a file and name it in `data.classes`",
+        )

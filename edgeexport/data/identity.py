@@ -1,0 +1,72 @@
+"""What data means for a cache key: the files behind it and their digests, never a decoded sample.
+
+The rule: user code is read as text, not imported. A live object has no file behind it, so its samples are digested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeexport.data.arrays import joint_digest, sample_digest
+from edgeexport.data.preprocess import resolve_preprocess
+from edgeexport.data.sources import named_set, open_samples, read_raw
+from edgeexport.data.usercode import is_reference, source_files
+from edgeexport.errors import DataError
+from edgeexport.records.recipe import Recipe
+
+
+def data_identity(recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, Any]:
+    """Return plain data that changes whenever the recipe's data or its preprocessing does.
+
+    digest: gives a file's digest (the workspace's one remembers it). A folder is known by its files' names, sizes and
+    times. Raises DataError for a missing file.
+    """
+    data = recipe.data
+    sources = {"train": data.train, "evaluate": data.evaluate, "pool": data.pool, "calibration": data.calibration}
+    return {
+        "sources": {name: _identity(value, recipe, digest) for name, value in sources.items() if value is not None},
+        "files": {name: _file(recipe.resolve(name), digest) for name in data.files},
+        "classes": None if data.classes is None else _file(recipe.resolve(data.classes), digest),
+        "metric": code_identity(data.metric, recipe, digest) if is_reference(data.metric) else str(data.metric),
+        "preprocess": resolve_preprocess(recipe),
+        "choices": [data.split, data.calibration_count, data.selection_share, data.selection_max, data.seed],
+    }
+
+
+def code_identity(reference: str, recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, Any]:
+    """Return the reference with the digests of all source files that it can reach in the recipe's folder."""
+    root = Path(recipe.folder).resolve()
+    files = source_files(reference, root)
+    return {"reference": reference, "sources": {path.relative_to(root).as_posix(): digest(path) for path in files}}
+
+
+def _identity(reference: Any, recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, Any]:
+    if not isinstance(reference, str | Path):
+        samples = open_samples(reference, recipe, labelled=False)
+        taken = [sample_digest(read_raw(samples, index)[0]) for index in range(len(samples))]
+        return {"live": type(reference).__qualname__, "samples": joint_digest(taken)}
+    text = str(reference)
+    if is_reference(text):
+        return code_identity(text, recipe, digest)
+    named = named_set(text, recipe)
+    if named is not None:
+        return {"set": named[0]}
+    path = recipe.resolve(text)
+    return _folder(path) if path.is_dir() else {"file": _file(path, digest)}
+
+
+def _file(path: Path, digest: Callable[[Path], str]) -> str:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", next_step="paths count from the recipe's folder")
+    return digest(path)
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    rows = []
+    for entry in path.rglob("*"):
+        if entry.is_file():
+            found = entry.stat()
+            rows.append((entry.relative_to(path).as_posix(), found.st_size, found.st_mtime_ns))
+    return {"folder": sorted(rows)}
