@@ -1,0 +1,122 @@
+"""Names, types and shapes: what goes in and out of a model, and setting it.
+
+The rule: a function returns a new model and never touches its argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edgeexport.errors import ModelError
+from edgeexport.graph.batch import batch_refusal
+from edgeexport.records.artifact import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+BATCH = "batch"
+
+
+def signature(model: ModelProto) -> Signature:
+    """Return inputs and outputs in the model's order. Rank-4 float inputs have the layout NCHW, all else is as-is.
+
+    A dimension without size or name is called `<tensor>_<axis>`. Raises ModelError where type or rank is unknown.
+    """
+    if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        model = infer_shapes(model)
+    inputs = tuple(_spec(value, pictures=True) for value in free_inputs(model))
+    return Signature(inputs=inputs, outputs=tuple(_spec(value, pictures=False) for value in model.graph.output))
+
+
+def free_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """Return the graph inputs that no initializer fills (IR 3 lists initializers as inputs too)."""
+    filled = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in filled]
+
+
+def infer_shapes(model: ModelProto) -> ModelProto:
+    """Return a copy with the type and shape of every tensor ONNX can infer in `value_info`. Raises ModelError."""
+    from onnx import shape_inference
+
+    try:
+        return shape_inference.infer_shapes(model, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise ModelError(f"shapes of the model cannot be inferred: {error}") from error
+
+
+def fix_inputs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]], *, free_batch: bool) -> ModelProto:
+    """Return a copy whose inputs have the given shapes, every other shape inferred anew.
+
+    inputs: input name → shape, batch first. free_batch: call axis 0 of every input `batch` and leave it free; if the
+    model has its batch size built in (it fails or answers differently on a batch of two), the axis keeps its given
+    size, and `signature` shows it; `batch_refusal` says why. Raises ModelError for unknown or missing names and for
+    sizes that contradict the model's own.
+    """
+    _check_asked(model, inputs)
+    fixed = with_input_shapes(model, inputs)
+    if not free_batch:
+        return fixed
+    freed = with_input_shapes(model, {name: (BATCH, *shape[1:]) for name, shape in inputs.items() if shape})
+    return fixed if batch_refusal(freed, inputs) else freed
+
+
+def with_input_shapes(model: ModelProto, inputs: Mapping[str, tuple[int | str, ...]]) -> ModelProto:
+    """Return a copy with these input shapes (a text names a free axis); all other shapes are dropped and inferred."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in free_inputs(copy):
+        if value.name in inputs:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, inputs[value.name]))
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = infer_shapes(copy)
+    if all(value.type.tensor_type.HasField("shape") for value in inferred.graph.output):
+        return inferred
+    del copy.graph.output[:]
+    copy.graph.output.extend(model.graph.output)
+    return infer_shapes(copy)
+
+
+def tensor_types(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Return tensor name → type and shape, for inputs, outputs and all that can be inferred."""
+    inferred = infer_shapes(model).graph
+    return {value.name: value for value in (*inferred.value_info, *inferred.output, *inferred.input)}
+
+
+def _check_asked(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> None:
+    has = {value.name: value for value in free_inputs(model)}
+    if set(has) != set(inputs):
+        raise ModelError(f"the model's inputs are {sorted(has)}, shapes are given for {sorted(inputs)}")
+    for name, shape in inputs.items():
+        tensor = has[name].type.tensor_type
+        own = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
+        if any(size < 1 for size in shape):
+            raise ModelError(f"input {name!r}: shape {list(shape)} has a size below 1")
+        if not tensor.HasField("shape"):
+            continue
+        same = len(own) == len(shape) and all(
+            axis == 0 or not isinstance(mine, int) or mine == asked
+            for axis, (mine, asked) in enumerate(zip(own, shape, strict=True))
+        )
+        if not same:
+            raise ModelError(f"input {name!r}: the model has the shape {own}, the shape asked for is {list(shape)}")
+
+
+def _spec(value: ValueInfoProto, *, pictures: bool) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.elem_type or not tensor.HasField("shape"):
+        raise ModelError(f"{value.name!r}: its type or number of dimensions is not known")
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    is_picture = pictures and len(shape) == 4 and dtype in ("float16", "float32", "float64", "bfloat16")
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape, layout="NCHW" if is_picture else "as-is")
