@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeexport.data.arrays import check_finite, joint_digest, sample_digest
 from edgeexport.data.disjoint import open_split, splits
-from edgeexport.data.identity import code_identity, data_identity
+from edgeexport.data.identity import code_identity, data_identity, existing
 from edgeexport.data.prepared import Prepared, arrays
 from edgeexport.data.preprocess import prepare, resolve_preprocess
 from edgeexport.data.sources import Samples, class_names, open_samples, read_raw
@@ -19,6 +19,7 @@ __all__ = [
     "class_names",
     "code_identity",
     "data_identity",
+    "existing",
     "is_reference",
     "joint_digest",
     "open_samples",

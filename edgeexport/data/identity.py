@@ -27,9 +27,8 @@ def data_identity(recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, An
     sources = {"train": data.train, "evaluate": data.evaluate, "pool": data.pool, "calibration": data.calibration}
     return {
         "sources": {name: _identity(value, recipe, digest) for name, value in sources.items() if value is not None},
-        "files": {name: _file(recipe.resolve(name), digest) for name in data.files},
-        "classes": None if data.classes is None else _file(recipe.resolve(data.classes), digest),
-        "metric": code_identity(data.metric, recipe, digest) if is_reference(data.metric) else str(data.metric),
+        "files": {name: digest(existing(recipe.resolve(name))) for name in data.files},
+        "classes": None if data.classes is None else digest(existing(recipe.resolve(data.classes))),
         "preprocess": resolve_preprocess(recipe),
         "choices": [data.split, data.calibration_count, data.selection_share, data.selection_max, data.seed],
     }
@@ -54,13 +53,14 @@ def _identity(reference: Any, recipe: Recipe, digest: Callable[[Path], str]) -> 
     if named is not None:
         return {"set": named[0]}
     path = recipe.resolve(text)
-    return _folder(path) if path.is_dir() else {"file": _file(path, digest)}
+    return _folder(path) if path.is_dir() else {"file": digest(existing(path))}
 
 
-def _file(path: Path, digest: Callable[[Path], str]) -> str:
+def existing(path: Path) -> Path:
+    """Return `path` if a file is there. Raises DataError naming it."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", next_step="paths count from the recipe's folder")
-    return digest(path)
+    return path
 
 
 def _folder(path: Path) -> dict[str, Any]:
