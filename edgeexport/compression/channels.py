@@ -1,0 +1,239 @@
+"""Channel groups: which channels of which layers live and die together, and the proof that they may.
+
+Groups come from torch-pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900). The rule: a group is believed
+only after removing channels from it has been shown to give the zero-masked network, on random weights; what fails
+that is named and left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.errors import MissingExtra, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Removal = tuple[str, tuple[int, ...]]
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer of a group. `indices[c]` are its own indices that go when channel c of the group goes."""
+
+    layer: str
+    side: Literal["out", "in", "norm"]
+    indices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Coupled layers, named by the first one that makes their channels. `blocked`: why it must stay, or empty."""
+
+    layer: str
+    kind: str
+    width: int
+    members: tuple[Member, ...]
+    blocked: str = ""
+    crosses: tuple[str, ...] = ()
+
+
+def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
+    """Return torch-pruning's DependencyGraph of the module (left in eval mode, every parameter requiring a gradient)."""
+    import torch
+
+    try:
+        import torch_pruning
+    except ImportError:
+        raise MissingExtra("torch-pruning", extra="export", purpose="pruning") from None
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    with torch.enable_grad():
+        return torch_pruning.DependencyGraph().build_dependency(
+            module.eval(), tensors(example), forward_fn=_outputs, verbose=False
+        )
+
+
+def _outputs(module: Any, feeds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Run the module; a product with one marks each output, which the graph would else not tell from its layer."""
+    return [leaf * 1.0 for leaf in _flat(module(*feeds)) if leaf.requires_grad]
+
+
+def find_groups(
+    module: torch.nn.Module, example: Mapping[str, np.ndarray], *, locked: Sequence[str] = ()
+) -> list[ChannelGroup]:
+    """Return every channel group of the module, in the order of its layers; the module is not changed."""
+    module = copy.deepcopy(module)
+    graph = trace(module, example)
+    names = {layer: name for name, layer in module.named_modules()}
+    groups: list[ChannelGroup] = []
+    seen: set[str] = set()
+    for name, layer in module.named_modules():
+        if name in seen or not is_weighted(layer) or layer not in graph.module2node:
+            continue
+        group = _read_group(graph, layer, names, locked)
+        seen.update(member.layer for member in group.members if member.side == "out")
+        groups.append(group)
+    return groups
+
+
+def _read_group(graph: Any, layer: Any, names: Mapping[Any, str], locked: Sequence[str]) -> ChannelGroup:
+    width = layer.weight.shape[0] if not getattr(layer, "transposed", False) else layer.out_channels
+    items = _group(graph, layer, range(width))
+    members: list[Member] = []
+    blocked, crosses = "", []
+    for item in items:
+        node = item.dep.target
+        side = _side(graph, item.dep)
+        if node.module in names and side is not None:
+            indices: list[list[int]] = [[] for _ in range(width)]
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                indices[root].append(index)
+            members.append(Member(names[node.module], side, tuple(map(tuple, indices))))
+        elif node.module not in names and "ElementWise" not in type(node.module).__name__:
+            crosses.append(type(node.module).__name__.strip("_").removesuffix("Op").lower())
+        blocked = blocked or _blocks(node, names, locked)
+    return ChannelGroup(
+        layer=names[layer],
+        kind=type(layer).__name__,
+        width=width,
+        members=tuple(members),
+        blocked=blocked,
+        crosses=tuple(dict.fromkeys(crosses)),
+    )
+
+
+def _group(graph: Any, layer: Any, channels: Sequence[int]) -> Any:
+    """The dependency group of removing these output channels of the layer."""
+    handler = graph.get_pruner_of_module(layer).prune_out_channels
+    return graph.get_pruning_group(layer, handler, list(channels))
+
+
+def _side(graph: Any, dep: Any) -> Literal["out", "in", "norm"] | None:
+    import torch
+
+    layer = dep.target.module
+    if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+        return "norm"
+    if not is_weighted(layer):
+        return None
+    # A depthwise convolution removes both sides at once; what it makes is what counts.
+    return "out" if graph.get_pruner_of_module(layer).prune_out_channels == dep.handler else "in"
+
+
+def _blocks(node: Any, names: Mapping[Any, str], locked: Sequence[str]) -> str:
+    """Say why a node of the dependency graph keeps its group from being pruned at all, or nothing."""
+    layer = node.module
+    name = names.get(layer, "")
+    if name in locked:
+        return f"`{name}` is locked"
+    if type(layer).__name__ == "_OutputOp":
+        return "its channels are an output of the model"
+    if getattr(layer, "groups", 1) > 1 and not layer.groups == layer.in_channels == layer.out_channels:
+        return f"`{name}` is a grouped convolution (groups={layer.groups})"
+    padding = getattr(node.grad_fn, "_saved_pad", ()) if "ConstantPad" in _gradient_name(node) else ()
+    # F.pad lists pairs from the last axis back; on (n, channels, height, width) the third pair is the channels.
+    if any(padding[4:6]):
+        return "its channels pass a shortcut that pads new ones with zeros (F.pad), whose count the code fixes"
+    return ""
+
+
+def _gradient_name(node: Any) -> str:
+    return "" if node.grad_fn is None else str(node.grad_fn.name())
+
+
+def remove(graph: Any, removals: Sequence[Removal]) -> None:
+    """Remove channels from the traced module, group after group. Raises ModelError if one drags in more than asked."""
+    layers = dict(graph.model.named_modules())
+    for name, channels in removals:
+        group = _group(graph, layers[name], channels)
+        if sorted(group[0].idxs) != sorted(channels):
+            raise ModelError(f"`{name}`: removing channels {list(channels)} would remove {sorted(group[0].idxs)}")
+        group.prune(record_history=False)
+
+
+def mask(graph: Any, removals: Sequence[Removal]) -> None:
+    """Zero, in the traced module, every weight that reads a removed channel: it stays, and contributes nothing."""
+    import torch
+
+    layers = dict(graph.model.named_modules())
+    for name, channels in removals:
+        for item in _group(graph, layers[name], channels):
+            layer = item.dep.target.module
+            if _side(graph, item.dep) == "in":
+                axis = 0 if getattr(layer, "transposed", False) else 1
+                with torch.no_grad():
+                    layer.weight.index_fill_(axis, torch.tensor(item.idxs), 0.0)
+
+
+# What torch and torch-pruning raise when a removal does not fit the code of `forward`.
+MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
+
+
+def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], removals: Sequence[Removal]) -> str:
+    """Return why removing these channels does not give the zero-masked network; empty if it does.
+
+    Both are made from a copy with random weights, so that a dead channel cannot hide a wrong index, and compared on
+    noise: outputs may differ by 1e-4 of their largest value.
+    """
+    import torch
+
+    original, feeds = _scrambled(module), _noise(example)
+    try:
+        pruned, masked = trace(copy.deepcopy(original), example), trace(copy.deepcopy(original), example)
+        mask(masked, removals)
+        remove(pruned, removals)
+        with torch.no_grad():
+            got, wanted = _flat(pruned.model(*feeds)), _flat(masked.model(*feeds))
+    except MISFIT as error:
+        return f"`forward` does not allow it ({str(error).strip().splitlines()[0] if str(error) else type(error).__name__})"
+    for one, other in zip(got, wanted, strict=True):
+        if one.shape != other.shape:
+            return f"an output would change its shape from {tuple(other.shape)} to {tuple(one.shape)}"
+        error_size, scale = float((one - other).abs().max()), float(other.abs().max())
+        if not math.isfinite(error_size) or error_size > TOLERANCE * scale:
+            return f"the result differs from the zero-masked network by {error_size / max(scale, 1e-30):.2g} of its range"
+    return ""
+
+
+def _scrambled(module: torch.nn.Module) -> torch.nn.Module:
+    import torch
+
+    module = copy.deepcopy(module).eval()
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        leaf = name.rpartition(".")[2]
+        if tensor.ndim > 1:
+            values = torch.randn(tensor.shape, generator=random) * math.sqrt(2 * tensor.shape[0] / tensor.numel())
+        elif leaf in ("weight", "running_var"):
+            values = 0.5 + torch.rand(tensor.shape, generator=random)
+        elif leaf in ("bias", "running_mean"):
+            values = 0.1 * torch.randn(tensor.shape, generator=random)
+        else:
+            continue
+        with torch.no_grad():
+            tensor.copy_(values)
+    return module
+
+
+def _noise(example: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
+    import torch
+
+    random = torch.Generator().manual_seed(1)
+    return [x + torch.randn(x.shape, generator=random) if x.is_floating_point() else x for x in tensors(example)]
+
+
+def _flat(outputs: Any) -> list[torch.Tensor]:
+    from torch.utils import _pytree
+
+    return [leaf for leaf in _pytree.tree_leaves(outputs) if hasattr(leaf, "shape")]
