@@ -91,16 +91,21 @@ def open_samples(reference: Any, recipe: Recipe, *, labelled: bool = True) -> Sa
     if is_reference(text):
         found = resolve_reference(text, recipe.folder)
         with UserCode(text, recipe.folder):
-            samples = found() if callable(found) and not hasattr(found, "__getitem__") else found
+            samples = found() if _makes_samples(found) else found
         return UserSamples(samples, origin=text, folder=recipe.folder)
     if (named := named_set(text, recipe)) is not None:
         return _open_named(*named, labelled=labelled)
     return _open_path(recipe.resolve(text), recipe, labelled=labelled)
 
 
+def _makes_samples(value: Any) -> bool:
+    """Tell a function or class that makes samples from samples themselves (which may be callable too)."""
+    return isinstance(value, type) or (callable(value) and not hasattr(value, "__getitem__"))
+
+
 def _live(reference: Any) -> Samples:
     origin = getattr(reference, "__qualname__", type(reference).__qualname__)
-    if callable(reference) and not hasattr(reference, "__getitem__"):
+    if _makes_samples(reference):
         with UserCode(origin):
             reference = reference()
     return UserSamples(reference, origin=origin)

@@ -68,7 +68,8 @@ def load_table(source: Path | bytes, *, origin: str, labelled: bool = True, clas
     import numpy as np
 
     try:
-        with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as archive:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{origin}: is a single array, expected an .npz with inputs and labels")
             arrays = {name: archive[name] for name in archive.files}
