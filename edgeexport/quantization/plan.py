@@ -1,0 +1,166 @@
+"""Planning: Ranges and a NumberFormat become exact scales and zero points for every point of the model.
+
+The rule: a scale is a normal float32 above zero, whatever the data; every range includes zero; a bias always fits its
+32 bits. The arithmetic is onnxruntime's own (`compute_scale_zp`), so that equal ranges give equal bits.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport import graph
+from edgeexport.errors import DataError, ModelError
+from edgeexport.quantization.placement import Placement, choose, place, prepared, weight_axis
+from edgeexport.records.base import file_digest
+from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
+from edgeexport.records.ranges import Ranges
+from edgeexport.records.target import NumberFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+# The product of two scales, which a bias uses, is then a normal float32 too.
+LEAST_SCALE = 2.0**-60
+# A bias takes at most half of the 32 bits of the sum it is added to.
+_LARGEST_BIAS = 2.0**30
+_LEAST_OPSET = 13
+
+
+def plan_quantization(
+    model_path: Path, ranges: Ranges, numbers: NumberFormat, *, keep_float: Mapping[str, str] | None = None
+) -> QuantizationPlan:
+    """Decide which nodes run in integers and with which numbers.
+
+    keep_float: nodes to leave in float, name → reason; the plan's own `keep_float` adds those for which integers do
+    not exist or do not pay. Logits (a Gemm or MatMul that nothing quantized reads) are not rounded to 8 bits.
+    Raises DataError for ranges of another model or unknown nodes, ModelError when nothing can be quantized.
+    """
+    _check_digest(model_path, ranges)
+    model = prepared(graph.load(model_path))
+    if graph.standard_opset(model) < _LEAST_OPSET:
+        raise ModelError(f"{model_path}: opset {graph.standard_opset(model)}, per-channel scales need {_LEAST_OPSET}")
+    _check_names(model, keep_float or {})
+    nodes, kept = choose(model, keep_float or {})
+    if not nodes:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
+        raise ModelError(f"{model_path}: no node can be quantized ({reasons or 'no Conv, Gemm or MatMul'})")
+    placement = place(model, nodes, symmetric=numbers.symmetric_activations)
+    floats = _float_results(model, nodes)
+    activations = {
+        name: _activation(ranges, owner, numbers) for name, owner in placement.activations.items() if name not in floats
+    }
+    return QuantizationPlan(
+        model_digest=ranges.model_digest,
+        numbers=numbers,
+        method=ranges.method,
+        activations=activations,
+        weights=_weights(model, placement, activations, numbers),
+        keep_float=kept,
+    )
+
+
+def activation_point(low: float, high: float, numbers: NumberFormat) -> Point:
+    """Return scale and zero point for [low, high], widened to include zero; a range of nothing gets scale 1."""
+    import numpy as np
+
+    least, most = (0, 255) if numbers.activations == "uint8" else (-128, 127)
+    if numbers.symmetric_activations and numbers.activations == "int8":
+        least = -127
+    low64, high64 = float(min(np.float32(low), np.float32(0))), float(max(np.float32(high), np.float32(0)))
+    if numbers.symmetric_activations:
+        low64, high64 = -max(-low64, high64), max(-low64, high64)
+    scale = (high64 - low64) / (most - least)
+    if scale < LEAST_SCALE:
+        return Point(dtype=numbers.activations, scale=1.0, zero_point=0)
+    zero = round((least + most) / 2.0) if numbers.symmetric_activations else round(least - low64 / scale)
+    return Point(dtype=numbers.activations, scale=float(np.float32(scale)), zero_point=zero)
+
+
+def weight_scales(values: NDArray[Any], axis: int | None, *, reduce_range: bool) -> NDArray[np.float32]:
+    """Return symmetric int8 scales, one per index of `axis` or a single one. reduce_range: 7 bits, [-64, 64].
+
+    A channel that is all zero takes the largest scale of the others, so that its bias keeps the precision of theirs.
+    """
+    import numpy as np
+
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    largest = np.atleast_1d(np.abs(values).max(axis=others if axis is not None else None)).astype(np.float64)
+    scales = 2.0 * largest / (128.0 if reduce_range else 254.0)
+    dead = largest == 0.0
+    scales[dead] = scales.max() if not dead.all() else 1.0
+    return np.maximum(scales, LEAST_SCALE).astype(np.float32)
+
+
+def _weights(
+    model: ModelProto, placement: Placement, activations: Mapping[str, Point], numbers: NumberFormat
+) -> dict[str, WeightPoint]:
+    import numpy as np
+
+    stored = graph.initializers(model)
+    points: dict[str, WeightPoint] = {}
+    for name in placement.weights:
+        axis = weight_axis(model, name) if numbers.per_channel else None
+        scales = weight_scales(stored[name], axis, reduce_range=numbers.reduce_range)
+        scales = np.maximum(scales, _bias_scales(model, name, stored, activations, len(scales))).astype(np.float32)
+        points[name] = WeightPoint("int8", axis, tuple(float(scale) for scale in scales), (0,) * len(scales))
+    for name in placement.constants:
+        value = stored[name]
+        point = activation_point(float(value.min()), float(value.max()), numbers)
+        points[name] = WeightPoint(numbers.activations, None, (point.scale,), (point.zero_point,))
+    return points
+
+
+def _bias_scales(
+    model: ModelProto, weight: str, stored: Mapping[str, NDArray[Any]], activations: Mapping[str, Point], channels: int
+) -> NDArray[np.float64]:
+    """Return the least weight scales with which every bias, in steps of input scale · weight scale, fits its sum."""
+    import numpy as np
+
+    least: NDArray[np.float64] = np.zeros(channels)
+    for node in model.graph.node:
+        if weight not in node.input[1:2] or len(node.input) < 3 or node.input[2] not in stored:
+            continue
+        point = activations.get(node.input[0])
+        if point is not None:
+            bias = np.abs(stored[node.input[2]].astype(np.float64))
+            needed = (bias if channels > 1 else bias.max()) / (point.scale * _LARGEST_BIAS)
+            least = np.maximum(least, needed)
+    return least
+
+
+def _activation(ranges: Ranges, tensor: str, numbers: NumberFormat) -> Point:
+    found = ranges.tensors.get(tensor)
+    if found is None:
+        raise DataError(f"the ranges know nothing of {tensor!r}", next_step="calibrate again for this number format")
+    return activation_point(found.low, found.high, numbers)
+
+
+def _float_results(model: ModelProto, nodes: tuple[str, ...]) -> set[str]:
+    """Results of Gemm and MatMul that only floats read: their integer kernels write floats without a point."""
+    chosen = set(nodes)
+    read = {name for node in model.graph.node if node.name in chosen for name in node.input}
+    made = [node.output[0] for node in model.graph.node if node.op_type in {"Gemm", "MatMul"} and node.name in chosen]
+    return {name for name in made if name not in read}
+
+
+def _check_digest(model_path: Path, ranges: Ranges) -> None:
+    digest = file_digest(model_path)
+    if digest != ranges.model_digest:
+        raise DataError(
+            f"the ranges belong to the model {ranges.model_digest}, {model_path} is {digest}",
+            next_step="calibrate this model",
+        )
+
+
+def _check_names(model: ModelProto, keep_float: Mapping[str, str]) -> None:
+    known = [node.name for node in model.graph.node]
+    for name in keep_float:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            tip = f"did you mean {close[0]!r}?" if close else ""
+            raise DataError(f"the model has no node {name!r} to keep in float", next_step=tip)

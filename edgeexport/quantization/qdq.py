@@ -1,0 +1,140 @@
+"""Applying a plan: the fp32 model becomes an int8 QDQ model.
+
+The rule: onnxruntime's quantizer writes the file, the plan gives every number, and before the file is published each
+scale and zero point in it is compared with the plan, bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport import graph
+from edgeexport.errors import DataError, ModelError
+from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
+from edgeexport.records.base import file_digest
+from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
+
+def quantize(model_path: Path, plan: QuantizationPlan, out: Path) -> None:
+    """Write the int8 QDQ form of a model to `out`. The bytes depend on model, plan and versions only.
+
+    Raises DataError when the plan belongs to another model, ModelError when the file would not hold the plan.
+    """
+    digest = file_digest(model_path)
+    if digest != plan.model_digest:
+        raise DataError(
+            f"the plan belongs to the model {plan.model_digest}, {model_path} is {digest}",
+            next_step="plan the quantization of this model",
+        )
+    source = graph.load(model_path)
+    model = prepared(source)
+    nodes, _ = choose(model, plan.keep_float)
+    symmetric = plan.numbers.symmetric_activations
+    owners = set(place(model, nodes, symmetric=symmetric).activations.values())
+    overrides = _overrides(plan, owners)
+    draft = write_draft(
+        model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations
+    )
+    drop_points(draft, keep=frozenset(plan.activations))
+    _restore_header(draft, source)
+    prove(draft, plan)
+    graph.save(draft, out)
+
+
+def drop_points(model: ModelProto, *, keep: frozenset[str]) -> None:
+    """Take the QuantizeLinear → DequantizeLinear pairs of all tensors but `keep` out of `model`, in place."""
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and _tensor(node) not in keep]
+    outputs = {value.name for value in model.graph.output}
+    for first in pairs:
+        second = next(node for node in model.graph.node if node.input and node.input[0] == first.output[0])
+        source, sink = first.input[0], second.output[0]
+        old, new = (source, sink) if sink in outputs else (sink, source)
+        model.graph.node.remove(first)
+        model.graph.node.remove(second)
+        for node in model.graph.node:
+            _rename(node, old, new)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def prove(model: ModelProto, plan: QuantizationPlan) -> None:
+    """Raise ModelError unless the points of a QDQ model are those of the plan, with the same bits."""
+    import numpy as np
+
+    found = stored_points(model)
+    wanted: dict[str, Point | WeightPoint] = {**plan.activations, **plan.weights}
+    if found.keys() != wanted.keys():
+        missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        raise ModelError(f"the int8 file lacks the points {missing} of its plan and has {extra} beyond it")
+    for name, (scales, zero_points) in found.items():
+        point = wanted[name]
+        planned = (point.scale,) if isinstance(point, Point) else point.scales
+        zeros = (point.zero_point,) if isinstance(point, Point) else point.zero_points
+        same = np.array_equal(scales, np.asarray(planned, np.float32)) and np.array_equal(zero_points, zeros)
+        if not same:
+            raise ModelError(f"the int8 file has scale {scales} for {name!r}, its plan has {planned}")
+
+
+def stored_points(model: ModelProto) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Return tensor → (scales, zero points) of every point and 8-bit weight in a QDQ model written here."""
+    import numpy as np
+
+    stored = graph.initializers(model)
+    points: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+    for node in model.graph.node:
+        weight = node.op_type == "DequantizeLinear" and node.input[0] in stored
+        if node.op_type == "QuantizeLinear" or (weight and stored[node.input[0]].dtype.itemsize == 1):
+            points[_tensor(node)] = (np.atleast_1d(stored[node.input[1]]), np.atleast_1d(stored[node.input[2]]))
+    return points
+
+
+def _overrides(plan: QuantizationPlan, owners: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The plan as onnxruntime's TensorQuantOverrides: one entry per tensor, or one per channel."""
+    import numpy as np
+
+    activation = np.uint8 if plan.numbers.activations == "uint8" else np.int8
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for name, point in plan.activations.items():
+        if name in owners:
+            overrides[name] = [_entry(point.scale, point.zero_point, activation)]
+    for name, weight in plan.weights.items():
+        kind = np.int8 if weight.dtype == "int8" else np.uint8
+        entries = [_entry(*pair, kind) for pair in zip(weight.scales, weight.zero_points, strict=True)]
+        if weight.axis is not None:
+            for entry in entries:
+                entry["axis"] = weight.axis
+        overrides[name] = entries
+    return overrides
+
+
+def _entry(scale: float, zero_point: int, kind: Any) -> dict[str, Any]:
+    import numpy as np
+
+    return {"scale": np.array(scale, np.float32), "zero_point": np.array(zero_point, kind)}
+
+
+def _restore_header(model: ModelProto, source: ModelProto) -> None:
+    """Take back what the quantizer says about itself, and shapes of tensors that are gone."""
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    del model.metadata_props[:]
+    model.metadata_props.extend(source.metadata_props)
+    del model.graph.value_info[:]
+
+
+def _tensor(node: NodeProto) -> str:
+    """The fp32 tensor or weight that a QuantizeLinear, or the DequantizeLinear of a stored weight, stands for."""
+    suffix = INPUT_SUFFIX if node.op_type == "QuantizeLinear" else WEIGHT_SUFFIX
+    return str(node.input[0].removesuffix(suffix))
+
+
+def _rename(node: NodeProto, old: str, new: str) -> None:
+    for names in (node.input, node.output):
+        for index, name in enumerate(names):
+            if name == old:
+                names[index] = new
