@@ -1,4 +1,4 @@
-"""ONNX itself: load safely, names and shapes, edits, lift. A function returns a new model and never touches its input."""
+"""ONNX itself: load safely, names and shapes, edits, lift. No function changes the model it is given."""
 
 from edgeexport.graph.batch import batch_refusal as batch_refusal
 from edgeexport.graph.edits import expose as expose

@@ -87,7 +87,7 @@ def lower_ir(model: ModelProto, *, ir_version: int, opset: int | None = None) ->
 
 def standard_opset(model: ModelProto) -> int:
     """Return the version of the standard operator set that the model imports."""
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _refuse_lost_types(model: ModelProto, ir_version: int) -> None:

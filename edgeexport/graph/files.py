@@ -112,6 +112,8 @@ def _checked(model: ModelProto, *, origin: str) -> ModelProto:
     from onnx import checker, inliner
 
     try:
+        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+            model = onnx.shape_inference.infer_shapes(model)
         checker.check_model(model)
         return inliner.inline_local_functions(model) if model.functions else model
     except (checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:

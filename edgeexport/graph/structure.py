@@ -69,7 +69,8 @@ def check_tensor(tensor: TensorProto, *, where: str) -> None:
 
 def stored_bytes(tensor: TensorProto) -> int:
     """Return how many bytes of raw data the tensor's type and shape ask for (0 for strings)."""
-    return math.ceil(math.prod(list(tensor.dims)) * _STORAGE[tensor.data_type][0] / 8)
+    bits: int = math.prod(tensor.dims) * _STORAGE[tensor.data_type][0]
+    return (bits + 7) // 8
 
 
 def is_external(tensor: TensorProto) -> bool:
