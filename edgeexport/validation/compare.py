@@ -64,7 +64,7 @@ class _Tally:
             max_abs_error=min(self.error, WORST),
             relative_error=min(relative, WORST),
             sqnr_db=_decibel(self.signal, self.noise),
-            cosine=_cosine(self.signal, self.other, self.product),
+            cosine=_cosine(self.signal, self.other, product=self.product),
         )
 
 
@@ -80,8 +80,8 @@ def compare_outputs(reference: Outputs, candidate: Outputs) -> tuple[OutputParit
 def compare_sessions(
     run_reference: Callable[[Feeds], Outputs],
     run_candidate: Callable[[Feeds], Outputs],
-    samples: Iterable[Feeds],
     *,
+    samples: Iterable[Feeds],
     artifacts: tuple[str, str],
     float_error: float | None = None,
     sqnr_db: float | None = None,
@@ -111,7 +111,7 @@ def compare_sessions(
         reason
         for parity in outputs
         if not tallies[parity.output].broken
-        for reason in _misses(parity, float_error, sqnr_db)
+        for reason in _misses(parity, float_error=float_error, sqnr_db=sqnr_db)
     ]
     if not outputs:
         reasons = ["there are no outputs"]
@@ -119,7 +119,7 @@ def compare_sessions(
 
 
 def first_divergence(
-    reference: ModelProto, candidate: ModelProto, feeds: Feeds, *, sqnr_db: float
+    reference: ModelProto, candidate: ModelProto, *, feeds: Feeds, sqnr_db: float
 ) -> Divergence | None:
     """Return the first float tensor, in graph order, that differs by more than `sqnr_db` between two ONNX models.
 
@@ -131,14 +131,14 @@ def first_divergence(
 
     there = set(graph.float_tensors(candidate))
     shared = [name for name in graph.float_tensors(reference) if name in there]
-    left = _run_exposed(reference, shared, feeds)
-    right = _run_exposed(candidate, shared, feeds)
-    for node in reference.graph.node:
-        for name in node.output:
-            if name in left and name in right:
-                found = _tensor_sqnr(left[name], right[name])
-                if found < sqnr_db:
-                    return Divergence(tensor=name, node=node.name, op=node.op_type, sqnr_db=found)
+    left = _run_exposed(reference, shared, feeds=feeds)
+    right = _run_exposed(candidate, shared, feeds=feeds)
+    in_order = ((node, name) for node in reference.graph.node for name in node.output)
+    for node, name in in_order:
+        if name in left and name in right:
+            found = _tensor_sqnr(left[name], right[name])
+            if found < sqnr_db:
+                return Divergence(tensor=name, node=node.name, op=node.op_type, sqnr_db=found)
     return None
 
 
@@ -157,7 +157,7 @@ def _tallies(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> di
     return tallies
 
 
-def _misses(parity: OutputParity, float_error: float | None, sqnr_db: float | None) -> list[str]:
+def _misses(parity: OutputParity, *, float_error: float | None, sqnr_db: float | None) -> list[str]:
     reasons = []
     if float_error is not None and not parity.relative_error <= float_error:
         reasons.append(f"output {parity.output!r}: relative error {parity.relative_error:.3g}, allowed {float_error:g}")
@@ -175,7 +175,7 @@ def _decibel(signal: float, noise: float) -> float:
     return max(-CAP_DB, min(CAP_DB, 10.0 * (math.log10(signal) - math.log10(noise))))
 
 
-def _cosine(left: float, right: float, product: float) -> float:
+def _cosine(left: float, right: float, *, product: float) -> float:
     """Cosine from two squared norms and the inner product; two zero vectors agree, a zero and another do not."""
     if left == 0.0 or right == 0.0:
         return 1.0 if left == right else 0.0
@@ -196,7 +196,7 @@ def _tensor_sqnr(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
     return _decibel(float(left @ left), float(difference @ difference))
 
 
-def _run_exposed(model: ModelProto, names: list[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
+def _run_exposed(model: ModelProto, names: list[str], *, feeds: Feeds) -> dict[str, NDArray[Any]]:
     from edgeexport import graph
 
     try:

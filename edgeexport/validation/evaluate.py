@@ -98,8 +98,8 @@ def resolve_metric(metric: Any, folder: Path) -> Metric:
 def score(
     metric: Metric,
     outputs: Outputs,
-    targets: Sequence[Any],
     *,
+    targets: Sequence[Any] = (),
     reference: Outputs | None = None,
     samples_digest: str = "",
 ) -> Score:
@@ -107,7 +107,7 @@ def score(
 
     Raises DataError for targets that do not fit, ModelError for outputs that do not.
     """
-    values = per_sample(metric, outputs, targets, reference=reference)
+    values = per_sample(metric, outputs, targets=targets, reference=reference)
     value = metric.whole(outputs, targets) if values is None else metric.factor * float(values.mean())
     return Score(
         metric=metric.name,
@@ -116,17 +116,17 @@ def score(
         samples=rows(outputs),
         samples_digest=samples_digest,
         higher_is_better=metric.higher_is_better,
-        per_class=_per_class(metric, values, targets),
+        per_class=_per_class(values, targets) if metric.classes else (),
     )
 
 
 def per_sample(
-    metric: Metric, outputs: Outputs, targets: Sequence[Any], *, reference: Outputs | None = None
+    metric: Metric, outputs: Outputs, *, targets: Sequence[Any] = (), reference: Outputs | None = None
 ) -> NDArray[Any] | None:
     """Return one float64 for each sample, whose mean times `metric.factor` is the score; None where none exists."""
     if not metric.label_free and len(targets) != rows(outputs):
         raise DataError(f"{rows(outputs)} predictions, but {len(targets)} targets")
-    return metric.each(outputs, targets, reference)
+    return metric.each(outputs, targets=targets, reference=reference)
 
 
 def rows(outputs: Outputs) -> int:
@@ -175,16 +175,14 @@ def _custom(function: Function, name: str) -> Metric:
     )
 
 
-def _per_class(
-    metric: Metric, values: NDArray[Any] | None, targets: Sequence[Any]
-) -> tuple[tuple[str, int, float], ...]:
-    """Rows of (class, count, value) for metrics that judge a sample right or wrong against its class."""
+def _per_class(values: NDArray[Any] | None, targets: Sequence[Any]) -> tuple[tuple[str, int, float], ...]:
+    """Rows of (class, count, points) for samples judged right (1) or wrong (0) against their class."""
     import numpy as np
 
-    if values is None or not metric.classes:
+    if values is None:
         return ()
     labels = np.asarray(targets).astype(np.int64).ravel()
     return tuple(
-        (str(label), int((labels == label).sum()), metric.factor * float(values[labels == label].mean()))
+        (str(label), int((labels == label).sum()), 100.0 * float(values[labels == label].mean()))
         for label in np.unique(labels)
     )

@@ -1,7 +1,7 @@
 """Judge: bar against figure. How much is lost against the source, which limits hold, and what comes nearest.
 
 The rule: a limit fails on the estimate. When the estimate is fine but its bound is not, the limit is unproven and says
-how many samples would prove it. What was measured on another kind of machine, or not validly, is unproven, never judged.
+how many samples would prove it. What was measured on another kind of machine, or not validly, is never judged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeexport.records.target import Target
 from edgeexport.records.verdict import Drop, LimitVerdict, State, Verdict
 from edgeexport.validation import paired
 from edgeexport.validation.evaluate import per_sample, rows
-from edgeexport.validation.metrics import Metric, agreement, auc, auc_inputs, class_labels, ranks
+from edgeexport.validation.metrics import Metric, agreement, auc, auc_inputs, ranks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,17 @@ class Evidence:
     comparison: Comparison | None = None
 
 
-def drop(metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int = 0) -> Drop:
+@dataclass(frozen=True)
+class _Pair:
+    """Two models' stored outputs on the same samples, with the metric and the targets."""
+
+    metric: Metric
+    source: Outputs
+    candidate: Outputs
+    targets: Sequence[Any]
+
+
+def drop(metric: Metric, source: Outputs, *, candidate: Outputs, targets: Sequence[Any] = (), seed: int = 0) -> Drop:
     """Return how much worse `candidate` is than `source`: stored outputs on the same samples, in the same order.
 
     Right-or-wrong metrics: Tango's interval, McNemar's p per class. Others: paired bootstrap of 2,000 draws (AUC within
@@ -62,15 +72,16 @@ def drop(metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[
     """
     if rows(source) != rows(candidate):
         raise ValueError(f"paired outputs of {rows(source)} and {rows(candidate)} samples")
-    before = per_sample(metric, source, targets, reference=source)
-    after = per_sample(metric, candidate, targets, reference=source)
+    pair = _Pair(metric, source, candidate, targets)
+    before = per_sample(metric, source, targets=targets, reference=source)
+    after = per_sample(metric, candidate, targets=targets, reference=source)
     if before is None or after is None:
-        return _drop_of_whole(metric, source, candidate, targets, seed=seed)
+        return _drop_of_whole(pair, seed)
     if metric.binary:
-        return _drop_of_hits(metric, before, after, targets, _agreement(metric, source, candidate))
+        return _drop_of_hits(before, after, pair=pair)
     worse = (before - after) * (metric.factor if metric.higher_is_better else -metric.factor)
     draws = paired.mean_draws(worse, draws=DRAWS, seed=seed)
-    return _bootstrapped(float(worse.mean()), draws, worse.size)
+    return _bootstrapped(float(worse.mean()), draws, samples=worse.size)
 
 
 def samples_to_prove(found: Drop, bar: float) -> int | None:
@@ -88,7 +99,8 @@ def samples_to_prove(found: Drop, bar: float) -> int | None:
     while low < high:
         middle = (low + high) // 2
         scale = middle / found.samples
-        if 100 * paired.upper_limit(found.lost * scale, found.gained * scale, middle, z=paired.ONE_SIDED) <= bar:
+        lost, gained = found.lost * scale, found.gained * scale
+        if 100 * paired.upper_limit(lost, gained, pairs=middle, z=paired.ONE_SIDED) <= bar:
             high = middle
         else:
             low = middle + 1
@@ -105,7 +117,7 @@ def stricter(recipe: Limits, target: Target) -> Limits:
     return Limits(**{name: least(name) for name in Limits.__struct_fields__})
 
 
-def limits(recipe: Limits, target: Target, evidence: Evidence) -> Verdict:
+def limits(evidence: Evidence, target: Target, *, recipe: Limits) -> Verdict:
     """Judge every limit in force, and that the candidate is never larger or slower than the fp32 source.
 
     MB are millions of bytes of the model file (size) or of resident memory at its peak (memory).
@@ -115,11 +127,11 @@ def limits(recipe: Limits, target: Target, evidence: Evidence) -> Verdict:
     if bars.max_drop is not None:
         judged.append(_judge_drop(bars.max_drop, evidence.drop))
     if bars.max_size_mb is not None:
-        judged.append(_judge_exact("max_size_mb", bars.max_size_mb, evidence.model_bytes / MB))
+        judged.append(_judge_exact("max_size_mb", evidence.model_bytes / MB, bar=bars.max_size_mb))
     if bars.max_latency_ms is not None:
-        judged.append(_judge_latency(bars.max_latency_ms, target, evidence.measurement))
+        judged.append(_judge_latency(target, evidence.measurement, bar=bars.max_latency_ms))
     if bars.max_memory_mb is not None:
-        judged.append(_judge_memory(bars.max_memory_mb, target, evidence.measurement))
+        judged.append(_judge_memory(target, evidence.measurement, bar=bars.max_memory_mb))
     judged.append(_judge_larger(evidence))
     judged.append(_judge_slower(target, evidence))
     return Verdict(target=target.name, candidate=evidence.candidate, split=evidence.split, limits=tuple(judged))
@@ -145,20 +157,18 @@ def shipping(verdict: Verdict, *, require_proof: bool = False) -> bool:
     return verdict.state == "holds" or (verdict.state == "unproven" and not require_proof)
 
 
-def _drop_of_hits(
-    metric: Metric, before: NDArray[Any], after: NDArray[Any], targets: Sequence[Any], agreed: float | None
-) -> Drop:
+def _drop_of_hits(before: NDArray[Any], after: NDArray[Any], *, pair: _Pair) -> Drop:
     lost, gained = _discordant(before, after)
-    size = before.size
+    size, metric = before.size, pair.metric
     return Drop(
         value=100.0 * (lost - gained) / size,
-        low=-100.0 * paired.upper_limit(gained, lost, size, z=paired.TWO_SIDED),
-        high=100.0 * paired.upper_limit(lost, gained, size, z=paired.TWO_SIDED),
-        bound=100.0 * paired.upper_limit(lost, gained, size, z=paired.ONE_SIDED),
+        low=-100.0 * paired.upper_limit(gained, lost, pairs=size, z=paired.TWO_SIDED),
+        high=100.0 * paired.upper_limit(lost, gained, pairs=size, z=paired.TWO_SIDED),
+        bound=100.0 * paired.upper_limit(lost, gained, pairs=size, z=paired.ONE_SIDED),
         method="mcnemar",
         samples=size,
-        agreement=agreed,
-        worst_class=_worst_class(before, after, targets) if metric.classes else None,
+        agreement=float(agreement(metric.pick(pair.candidate), metric.pick(pair.source)).mean()),
+        worst_class=_worst_class(before, after, targets=pair.targets) if metric.classes else None,
         lost=lost,
         gained=gained,
     )
@@ -168,11 +178,13 @@ def _discordant(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int]:
     return int(((before > 0) & (after == 0)).sum()), int(((before == 0) & (after > 0)).sum())
 
 
-def _worst_class(before: NDArray[Any], after: NDArray[Any], targets: Sequence[Any]) -> tuple[str, float, float] | None:
+def _worst_class(
+    before: NDArray[Any], after: NDArray[Any], *, targets: Sequence[Any]
+) -> tuple[str, float, float] | None:
     """The class with the largest drop; one whose Holm-corrected p is significant comes before those without."""
     import numpy as np
 
-    labels = class_labels(targets, int(np.max(targets)) + 1)
+    labels = np.asarray(targets).astype(np.int64).ravel()
     found: list[tuple[str, float, float]] = []
     for label in np.unique(labels):
         mask = labels == label
@@ -184,71 +196,62 @@ def _worst_class(before: NDArray[Any], after: NDArray[Any], targets: Sequence[An
     return max(classes, key=lambda row: (row[2] < SIGNIFICANT, row[1]), default=None)
 
 
-def _agreement(metric: Metric, source: Outputs, candidate: Outputs) -> float:
-    return float(agreement(metric.pick(candidate), (), metric.pick(source)).mean())
-
-
-def _drop_of_whole(metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int) -> Drop:
+def _drop_of_whole(pair: _Pair, seed: int) -> Drop:
     """The drop of a metric of all samples together: AUC, or a user's."""
     import numpy as np
 
+    metric = pair.metric
     sign = 1.0 if metric.higher_is_better else -1.0
-    value = sign * (metric.whole(source, targets) - metric.whole(candidate, targets))
-    if metric.function is None:
-        draws = _auc_draws(metric, source, candidate, targets, seed=seed)
-    else:
-        draws = sign * _user_draws(metric, source, candidate, targets, seed=seed)
+    value = sign * (metric.whole(pair.source, pair.targets) - metric.whole(pair.candidate, pair.targets))
+    draws = _auc_draws(pair, seed) if metric.function is None else sign * _user_draws(pair, seed)
     finite = draws[np.isfinite(draws)]
     if finite.size < 0.9 * draws.size:
         raise ModelError(
-            f"metric {metric.name!r} is not a number on {draws.size - finite.size} of {draws.size} resamples of the data",
+            f"metric {metric.name!r} is not a number on {draws.size - finite.size} of {draws.size} resamples",
             next_step="let it return a finite number for any samples, or evaluate on more",
         )
-    return _bootstrapped(value, finite, rows(source))
+    return _bootstrapped(value, finite, samples=rows(pair.source))
 
 
-def _auc_draws(
-    metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int
-) -> NDArray[Any]:
+def _auc_draws(pair: _Pair, seed: int) -> NDArray[Any]:
     import numpy as np
 
-    scores, labels = auc_inputs(metric.pick(source), targets)
-    before, after = ranks(scores), ranks(auc_inputs(metric.pick(candidate), targets)[0])
+    metric = pair.metric
+    scores, labels = auc_inputs(metric.pick(pair.source), pair.targets)
+    before, after = ranks(scores), ranks(auc_inputs(metric.pick(pair.candidate), pair.targets)[0])
 
     def statistic(indices: NDArray[Any]) -> float:
         weights = np.bincount(indices, minlength=labels.size)
-        return metric.factor * (auc(before, labels, weights) - auc(after, labels, weights))
+        return metric.factor * (auc(before, labels, weights=weights) - auc(after, labels, weights=weights))
 
     strata = [np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)]
     return paired.statistic_draws(statistic, strata, draws=DRAWS, seed=seed)
 
 
-def _user_draws(
-    metric: Metric, source: Outputs, candidate: Outputs, targets: Sequence[Any], *, seed: int
-) -> NDArray[Any]:
+def _user_draws(pair: _Pair, seed: int) -> NDArray[Any]:
     import numpy as np
 
-    function = metric.function
+    function = pair.metric.function
     assert function is not None
 
     def score_of(outputs: Outputs, indices: NDArray[Any]) -> float:
         drawn = {name: values[indices] for name, values in outputs.items()}
-        return float(function(drawn, [targets[index] for index in indices]))
+        return float(function(drawn, [pair.targets[index] for index in indices]))
 
     def statistic(indices: NDArray[Any]) -> float:
-        return score_of(source, indices) - score_of(candidate, indices)
+        return score_of(pair.source, indices) - score_of(pair.candidate, indices)
 
-    return paired.statistic_draws(statistic, [np.arange(rows(source))], draws=DRAWS_OF_USER_METRIC, seed=seed)
+    return paired.statistic_draws(statistic, [np.arange(rows(pair.source))], draws=DRAWS_OF_USER_METRIC, seed=seed)
 
 
-def _bootstrapped(value: float, draws: NDArray[Any], samples: int) -> Drop:
-    low, high, bound = paired.percentile_interval(value, draws, samples)
+def _bootstrapped(value: float, draws: NDArray[Any], *, samples: int) -> Drop:
+    low, high, bound = paired.percentile_interval(value, draws, samples=samples)
     return Drop(value=value, low=low, high=high, bound=bound, method="bootstrap", samples=samples)
 
 
 def _judge_drop(bar: float, found: Drop | None) -> LimitVerdict:
     if found is None:
-        return _unproven("max_drop", bar, "there are no samples to judge it on")
+        return _unproven("max_drop", "there are no samples to judge it on", bar=bar)
     notes = []
     state: State = "holds"
     if found.value > bar:
@@ -272,27 +275,27 @@ def _proof_text(found: Drop, bar: float) -> str:
     return f"up to {found.bound:.3g} may be lost (95 % bound from {found.samples} samples); {more}"
 
 
-def _judge_exact(limit: str, bar: float, value: float) -> LimitVerdict:
+def _judge_exact(limit: str, value: float, *, bar: float) -> LimitVerdict:
     if value > bar:
         return LimitVerdict(limit, bar, value, value, "fails", f"{value:.4g}{UNITS[limit]}, {bar:.4g} allowed")
     return LimitVerdict(limit, bar, value, value, "holds")
 
 
-def _judge_latency(bar: float, target: Target, measurement: Measurement | None) -> LimitVerdict:
+def _judge_latency(target: Target, measurement: Measurement | None, *, bar: float) -> LimitVerdict:
     reason = _not_judged(target, measurement)
     if reason or measurement is None or measurement.latency is None:
-        return _unproven("max_latency_ms", bar, reason or "no latency was measured")
+        return _unproven("max_latency_ms", reason or "no latency was measured", bar=bar)
     interval = measurement.latency.median_ms
     if interval.value > bar:
         text = f"{interval.value:.4g} ms, {bar:g} allowed"
         return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "fails", text)
     if interval.high is not None and interval.high <= bar:
         return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "holds")
-    text = _launches_text(interval, bar, len(measurement.latency.launch_medians_ms))
+    text = _launches_text(interval, bar, launches=len(measurement.latency.launch_medians_ms))
     return LimitVerdict("max_latency_ms", bar, interval.value, interval.high, "unproven", text)
 
 
-def _launches_text(interval: Interval, bar: float, launches: int) -> str:
+def _launches_text(interval: Interval, bar: float, *, launches: int) -> str:
     if interval.high is None:
         return f"{launches} launches are too few for an interval"
     if interval.value >= bar:
@@ -301,17 +304,17 @@ def _launches_text(interval: Interval, bar: float, launches: int) -> str:
     return f"up to {interval.high:.4g} ms (95 % interval from {launches} launches); about {needed} would prove it"
 
 
-def _judge_memory(bar: float, target: Target, measurement: Measurement | None) -> LimitVerdict:
+def _judge_memory(target: Target, measurement: Measurement | None, *, bar: float) -> LimitVerdict:
     reason = _not_judged(target, measurement)
     if reason or measurement is None or measurement.memory is None:
-        return _unproven("max_memory_mb", bar, reason or "no memory was measured")
-    return _judge_exact("max_memory_mb", bar, measurement.memory.peak_bytes / MB)
+        return _unproven("max_memory_mb", reason or "no memory was measured", bar=bar)
+    return _judge_exact("max_memory_mb", measurement.memory.peak_bytes / MB, bar=bar)
 
 
 def _judge_larger(evidence: Evidence) -> LimitVerdict:
     if evidence.source_bytes is None:
-        return _unproven("never_larger", None, "the size of the fp32 source in this format is not known")
-    return _judge_exact("never_larger", float(evidence.source_bytes), float(evidence.model_bytes))
+        return _unproven("never_larger", "the size of the fp32 source in this format is not known", bar=None)
+    return _judge_exact("never_larger", float(evidence.model_bytes), bar=float(evidence.source_bytes))
 
 
 def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
@@ -319,7 +322,7 @@ def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
     comparison = evidence.comparison
     reason = _not_judged(target, evidence.measurement)
     if reason or comparison is None:
-        return _unproven("never_slower", 1.0, reason or "it was not compared with the fp32 source")
+        return _unproven("never_slower", reason or "it was not compared with the fp32 source", bar=1.0)
     ratio = comparison.ratio
     state: State = "unproven"
     if comparison.claim == "slower":
@@ -357,7 +360,7 @@ def machine_gap(target: Target, conditions: Conditions) -> str:
     return ""
 
 
-def _unproven(limit: str, bar: float | None, reason: str) -> LimitVerdict:
+def _unproven(limit: str, reason: str, *, bar: float | None) -> LimitVerdict:
     return LimitVerdict(limit, bar, None, None, "unproven", reason)
 
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Outputs
 
 Function: TypeAlias = "Callable[[dict[str, Any], list[Any]], float]"
-Each: TypeAlias = "Callable[[NDArray[Any], Sequence[Any], NDArray[Any] | None], NDArray[Any]]"
+Each: TypeAlias = "Callable[[NDArray[Any], Any], NDArray[Any]]"
 
 
 @dataclass(frozen=True)
 class Metric:
     """What a score means.
 
-    each_function: (output, targets, reference output) -> one value for each sample, where a metric has those.
+    each_function: (output, targets) -> one value for each sample, where a metric has those; label_free metrics get the
+        source's output in place of targets.
     function: (outputs, targets) -> float, for user metrics. Neither: the area under the ROC curve.
     factor: from the mean of the samples to the score (100 for points). binary: samples are right (1) or wrong (0).
     classes: targets are class indices, so that it can be told per class. output: which output, None for the first.
-    label_free: compares with the source's outputs instead of targets.
     """
 
     name: str
@@ -53,14 +53,17 @@ class Metric:
             raise ModelError(f"metric {self.name!r}: no output {self.output!r}; there are {sorted(outputs)}")
         return outputs[self.output]
 
-    def each(self, outputs: Outputs, targets: Sequence[Any], reference: Outputs | None) -> NDArray[Any] | None:
+    def each(
+        self, outputs: Outputs, *, targets: Sequence[Any], reference: Outputs | None = None
+    ) -> NDArray[Any] | None:
         """Return one value for each sample, or None for a metric of all samples together."""
         if self.each_function is None:
             return None
-        if self.label_free and reference is None:
+        if not self.label_free:
+            return self.each_function(self.pick(outputs), targets)
+        if reference is None:
             raise DataError(f"metric {self.name!r} compares with the source's outputs, and there are none")
-        other = None if reference is None or not self.label_free else self.pick(reference)
-        return self.each_function(self.pick(outputs), targets, other)
+        return self.each_function(self.pick(outputs), self.pick(reference))
 
     def whole(self, outputs: Outputs, targets: Sequence[Any]) -> float:
         """Return the score over all samples together. Raises ModelError for a user metric that is not a number."""
@@ -84,7 +87,7 @@ def top_k(k: int) -> Each:
     Among equal scores the lower class index ranks first, as argmax has it. A row with NaN or Inf counts as wrong.
     """
 
-    def each(output: NDArray[Any], targets: Sequence[Any], _: NDArray[Any] | None) -> NDArray[Any]:
+    def each(output: NDArray[Any], targets: Any) -> NDArray[Any]:
         import numpy as np
 
         scores = class_scores(output)
@@ -97,21 +100,19 @@ def top_k(k: int) -> Each:
     return each
 
 
-def agreement(output: NDArray[Any], _: Sequence[Any], reference: NDArray[Any] | None) -> NDArray[Any]:
+def agreement(output: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     """1 where the largest score is at the same class as the source's, else 0."""
     import numpy as np
 
-    assert reference is not None
     scores, source = class_scores(output), class_scores(reference)
     same = scores.argmax(axis=1) == source.argmax(axis=1)
     return np.asarray(same & np.isfinite(scores).all(axis=1), dtype=np.float64)
 
 
-def cosine(output: NDArray[Any], _: Sequence[Any], reference: NDArray[Any] | None) -> NDArray[Any]:
+def cosine(output: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     """Cosine between a sample's output and the source's, flattened. Two zero vectors agree."""
     import numpy as np
 
-    assert reference is not None
     left, right = _flat(output, "cosine"), _flat(reference, "cosine")
     if left.shape != right.shape:
         raise ModelError(f"metric 'cosine': outputs of shape {output.shape} against the source's {reference.shape}")
@@ -123,7 +124,7 @@ def cosine(output: NDArray[Any], _: Sequence[Any], reference: NDArray[Any] | Non
 def error_of(power: int) -> Each:
     """Return the metric function: mean of |output - target| ** power over a sample's values."""
 
-    def each(output: NDArray[Any], targets: Sequence[Any], _: NDArray[Any] | None) -> NDArray[Any]:
+    def each(output: NDArray[Any], targets: Any) -> NDArray[Any]:
         import numpy as np
 
         values = _flat(output, "mse or mae")
@@ -184,7 +185,7 @@ def ranks(scores: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.unique(scores, return_inverse=True)[1])
 
 
-def auc(rank: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+def auc(rank: NDArray[Any], labels: NDArray[Any], *, weights: NDArray[Any] | None = None) -> float:
     """Area under the ROC curve: the chance that a positive outranks a negative, ties half (Mann and Whitney 1947).
 
     weights: how often each sample counts, as in a bootstrap draw; each class needs a positive sum.

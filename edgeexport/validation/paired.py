@@ -19,7 +19,7 @@ ONE_SIDED = NormalDist().inv_cdf(0.95)
 CHUNK_VALUES = 2_000_000
 
 
-def upper_limit(lost: float, gained: float, pairs: float, *, z: float) -> float:
+def upper_limit(lost: float, gained: float, *, pairs: float, z: float) -> float:
     """Return the upper confidence limit of (lost - gained) / pairs for paired right/wrong samples.
 
     Tango's score interval (Statistics in Medicine 17, 1998), the inversion of McNemar's test, with half a pair added to
@@ -30,15 +30,16 @@ def upper_limit(lost: float, gained: float, pairs: float, *, z: float) -> float:
     low, high = (b - c) / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if _score(b, c, n, middle) > -z:
+        if _score(b, c, pairs=n, difference=middle) > -z:
             low = middle
         else:
             high = middle
     return max(high, (lost - gained) / pairs)
 
 
-def _score(b: float, c: float, n: float, difference: float) -> float:
-    """Tango's statistic for the hypothesis (b - c) / n = difference."""
+def _score(b: float, c: float, *, pairs: float, difference: float) -> float:
+    """Tango's statistic for the hypothesis (b - c) / pairs = difference."""
+    n = pairs
     linear = (2 * n - b + c) * difference - b - c
     constant = -c * difference * (1 - difference)
     nuisance = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -103,7 +104,7 @@ def statistic_draws(
     return np.array([statistic(indices) for indices in index_draws(strata, draws=draws, seed=seed)])
 
 
-def percentile_interval(value: float, draws: NDArray[Any], samples: int) -> tuple[float, float, float]:
+def percentile_interval(value: float, draws: NDArray[Any], *, samples: int) -> tuple[float, float, float]:
     """Return (low, high, one-sided upper bound) at 95 % from bootstrap draws, widened for few samples.
 
     Percentiles alone are too narrow by about sqrt((n - 1) / n) and by the normal's thinner tails (Hesterberg, The
