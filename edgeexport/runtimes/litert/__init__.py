@@ -18,7 +18,7 @@ from typing import Any
 from edgeexport.errors import MissingExtra, ModelError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature
-from edgeexport.records.base import to_json
+from edgeexport.records.base import digest, file_digest, to_json
 from edgeexport.runtimes.litert import flatbuffer, session
 from edgeexport.runtimes.litert.assign import Assignment, assign
 from edgeexport.runtimes.litert.lower import FLOAT_FILE, PAIRS_FILE, write_samples
@@ -47,6 +47,9 @@ class LiteRT:
     extra = "litert"
     packages: tuple[str, ...] = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "torch", "onnxruntime")
 
+    def __init__(self) -> None:
+        self._last: tuple[str, dict[str, bytes]] | None = None
+
     def convert(self, job: Conversion, out: Path, *, progress: Progress = silent) -> Converted:
         """Write the .tflite of the spine to `out`: fp32 without a plan, static int8 with the plan's numbers otherwise.
 
@@ -59,14 +62,14 @@ class LiteRT:
         with tempfile.TemporaryDirectory(prefix="edgeexport-litert-") as name:
             folder = Path(name)
             progress("lowering to LiteRT", None)
-            write_samples(real_probes(job.samples()), folder)
-            run_worker(folder, "lower", settings={"spine": str(job.spine.resolve())})
-            made, notes = folder / FLOAT_FILE, _float_notes(folder)
-            if job.plan is not None:
-                progress("quantizing for LiteRT", 0.5)
-                notes += _quantize(job, folder)
-                made = folder / INT8_FILE
-            return _publish(made, out, notes=notes, like=folder / FLOAT_FILE)
+            self._lower(job, folder)
+            notes = _float_notes(folder)
+            if job.plan is None:
+                return _publish(folder / FLOAT_FILE, out, notes=notes, floor=_float_floor(folder))
+            progress("quantizing for LiteRT", 0.5)
+            notes += _quantize(job, folder)
+            # The converter's floor speaks of its fp32 operators; the int8 file was tried on this version.
+            return _publish(folder / INT8_FILE, out, notes=notes, floor=f"ai-edge-litert {self.version()}")
 
     def open(self, path: Path, *, threads: int = 1, options: Mapping[str, Any] = NO_OPTIONS) -> Session:
         """Open a .tflite file on XNNPACK. There are no options.
@@ -84,6 +87,20 @@ class LiteRT:
             return importlib.metadata.version("ai-edge-litert")
         except importlib.metadata.PackageNotFoundError as error:
             raise MissingExtra("ai-edge-litert", extra=self.extra, purpose="running .tflite files") from error
+
+    def _lower(self, job: Conversion, folder: Path) -> None:
+        """Put the fp32 file and its pairs into `folder`.
+
+        The last lowering is kept: the fp32 file and every int8 candidate of one spine share it.
+        """
+        write_samples(real_probes(job.samples()), folder)
+        parts = [job.spine, *sorted(folder.glob("sample-*.npz"))]
+        key = digest([file_digest(path) for path in parts])
+        if self._last is None or self._last[0] != key:
+            run_worker(folder, "lower", settings={"spine": str(job.spine.resolve())})
+            self._last = (key, {name: (folder / name).read_bytes() for name in (FLOAT_FILE, PAIRS_FILE)})
+        for name, content in self._last[1].items():
+            (folder / name).write_bytes(content)
 
 
 RUNTIME = LiteRT()
@@ -112,8 +129,9 @@ def _quantize(job: Conversion, folder: Path) -> tuple[str, ...]:
     return _int8_notes(numbers, len(pairs["activations"]))
 
 
-def _publish(made: Path, out: Path, *, notes: tuple[str, ...], like: Path) -> Converted:
+def _publish(made: Path, out: Path, *, notes: tuple[str, ...], floor: str) -> Converted:
     """Store the final signature in the file, put it to `out` by rename, and say what it is."""
+    like = made.with_name(FLOAT_FILE)
     stored = flatbuffer.stored_signature(flatbuffer.read(like), origin=like.name)
     final = session.describe(session.interpreter(made), stored)
     tree = flatbuffer.read(made)
@@ -126,8 +144,14 @@ def _publish(made: Path, out: Path, *, notes: tuple[str, ...], like: Path) -> Co
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    oldest = flatbuffer.metadata(tree).get(flatbuffer.MIN_VERSION, b"").rstrip(b"\0").decode("ascii", "replace")
-    return Converted(signature=_checked(final), notes=notes, floor=f"TensorFlow Lite {oldest}" if oldest else "")
+    return Converted(signature=_checked(final), notes=notes, floor=floor)
+
+
+def _float_floor(folder: Path) -> str:
+    """What the converter says of the operators it wrote."""
+    stored = flatbuffer.metadata(flatbuffer.read(folder / FLOAT_FILE)).get(flatbuffer.MIN_VERSION, b"")
+    oldest = stored.rstrip(b"\0").decode("ascii", "replace")
+    return f"TensorFlow Lite {oldest}" if oldest else ""
 
 
 def _checked(signature: Signature) -> Signature:

@@ -22,9 +22,27 @@ if TYPE_CHECKING:
 # Operators whose output takes over the numbers of its input: a pair of its own would be ignored.
 _CARRIERS = frozenset(
     {
-        "BROADCAST_TO", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAX_POOL_2D", "MIRROR_PAD",
-        "PAD", "PADV2", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SLICE",
-        "SPACE_TO_DEPTH", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
+        "BROADCAST_TO",
+        "DEPTH_TO_SPACE",
+        "EXPAND_DIMS",
+        "GATHER",
+        "GATHER_ND",
+        "MAX_POOL_2D",
+        "MIRROR_PAD",
+        "PAD",
+        "PADV2",
+        "RESHAPE",
+        "RESIZE_BILINEAR",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "REVERSE_V2",
+        "SLICE",
+        "SPACE_TO_DEPTH",
+        "SPLIT",
+        "SQUEEZE",
+        "STRIDED_SLICE",
+        "TILE",
+        "TRANSPOSE",
+        "UNPACK",
     }
 )
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
@@ -110,7 +128,7 @@ def _carry(model: Any, found: dict[str, tuple[float, float]]) -> None:
 def _weights(
     model: Any, pairs: Mapping[str, str], spine: onnx.ModelProto, plan: QuantizationPlan
 ) -> dict[str, NDArray[Any]]:
-    """Symmetric bounds (127 steps) of each weight that the plan has numbers for, broadcastable over its channel axis."""
+    """Symmetric bounds (127 steps) of each weight that the plan has numbers for, one per channel along its axis."""
     import numpy as np
 
     from edgeexport import graph

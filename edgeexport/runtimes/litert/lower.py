@@ -110,7 +110,7 @@ def _convert(module: torch.nn.Module, feeds: Feeds, *, ours: Signature, file: Si
 
     pictures = [index for index, spec in enumerate(file.inputs) if spec.layout == "NHWC"]
     results = [index for index, spec in enumerate(file.outputs) if spec.layout == "NHWC"]
-    wrapped = litert_torch.to_channel_last_io(module.eval(), args=pictures, outputs=results)
+    wrapped = litert_torch.to_channel_last_io(_keeping_rank(module.eval()), args=pictures, outputs=results)
     moved = adapt_feeds(feeds, ours, file)
     arrays = [moved[spec.name].astype(source.dtype) for spec, source in zip(file.inputs, ours.inputs, strict=True)]
     with torch.no_grad():
@@ -121,6 +121,39 @@ def _convert(module: torch.nn.Module, feeds: Feeds, *, ours: Signature, file: Si
     flatbuffer.name_signature(tree, inputs, outputs)
     flatbuffer.put_signature(tree, file)
     flatbuffer.write(tree, out)
+
+
+def _keeping_rank(module: torch.nn.Module) -> torch.nn.Module:
+    """Let reductions of pictures keep their axes and squeeze after: litert-torch stays in NHWC for rank 4 only.
+
+    A mean that drops its axes at once costs a TRANSPOSE of the whole picture.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    reductions = {torch.mean, torch.Tensor.mean, torch.amax, torch.Tensor.amax, torch.sum, torch.Tensor.sum}
+
+    class RankKept(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            options = dict(kwargs or {})
+            given = dict(zip(("input", "dim", "keepdim"), args, strict=False)) | options
+            dims = given.get("dim")
+            if func not in reductions or dims is None or given.get("keepdim") or given["input"].ndim != 4:
+                return func(*args, **options)
+            dims = (dims,) if isinstance(dims, int) else tuple(dims)
+            rest = {name: value for name, value in options.items() if name not in ("input", "dim", "keepdim")}
+            return func(given["input"], dims, keepdim=True, **rest).squeeze(dims)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            with RankKept():
+                return self.module(*inputs)
+
+    return Wrapped()
 
 
 def _own_names(tree: Any, file: Signature) -> dict[int, str]:

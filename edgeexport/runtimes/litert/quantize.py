@@ -36,9 +36,7 @@ def quantize(folder: Path, settings: dict[str, Any]) -> None:
     from ai_edge_quantizer import quantizer
 
     numbers = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))
-    recipe = _recipe(
-        per_channel=settings["per_channel"], float_io=settings["float_io"], keep=numbers["float_outputs"]
-    )
+    recipe = _recipe(per_channel=settings["per_channel"], float_io=settings["float_io"], keep=numbers["float_outputs"])
     tool = quantizer.Quantizer(str(folder / FLOAT_FILE), recipe.get_quantization_recipe())
     seen = _calibrated(folder, settings, recipe)
     result = tool.quantize({**seen, **_ours(numbers, seen)}, enable_progress_bar=False, enable_progress_report=False)
