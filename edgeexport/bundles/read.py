@@ -5,6 +5,7 @@ The rule: names come from the manifest only, and a file is written out only as i
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -19,7 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from edgeexport.bundles.container import Mismatch, Reader, name_problem
-from edgeexport.errors import CorruptFile, RequestError
+from edgeexport.errors import CorruptFile, NoSpace, RequestError
 from edgeexport.records.base import from_json
 from edgeexport.records.manifest import FORMAT_VERSION, Difference, Manifest
 
@@ -44,9 +45,10 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise RequestError(f"{path}: cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RequestError(f"{path}: not a file")
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RequestError(f"{path}: not a file")
         yield stream
 
 
@@ -96,6 +98,8 @@ def decode_manifest(text: bytes, *, origin: str) -> Manifest:
         manifest = from_json(text, Manifest, origin=MANIFEST)
     except RequestError as error:
         raise Mismatch(Difference(MANIFEST, "a manifest", str(error))) from error
+    if manifest.format_version < 1:
+        raise Mismatch(Difference("format_version", "1 or more", str(manifest.format_version)))
     problem = name_problem([MANIFEST, *manifest.files])
     if problem:
         raise Mismatch(Difference(MANIFEST, "plain file names", problem))
@@ -126,8 +130,15 @@ def _sink(name: str, folder: Path | None, *, kept: bool) -> Iterator[BinaryIO | 
         yield BytesIO()
     elif folder is not None:
         target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as stream:
-            yield stream
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as stream:
+                yield stream
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoSpace(
+                f"no space left to unpack {name} into {folder}", next_step="free some, or set TMPDIR"
+            ) from error
     else:
         yield None

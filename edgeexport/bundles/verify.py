@@ -93,8 +93,8 @@ def _manifest_differences(contents: Contents) -> list[Difference]:
     same("model_digest", (files[manifest.model].digest, manifest.model_digest))
     if manifest.lineage:
         same("lineage, last digest", (manifest.model_digest, manifest.lineage[-1].digest))
-    labels = "".join(f"{label}\n" for label in manifest.labels).encode()
-    same("labels.txt", (labels, contents.kept.get("labels.txt", b"")))
+    labels = contents.kept.get("labels.txt", b"").decode("utf-8", "replace").split("\n")[:-1]
+    same("labels.txt", (list(manifest.labels), labels))
     stored = contents.kept.get("preprocess.json")
     same("preprocess.json", (manifest.preprocess, stored and _preprocess(stored, found)))
     named = {path for golden in manifest.goldens for part in (golden.inputs, golden.outputs) for path in part.values()}
