@@ -37,7 +37,9 @@ workspace_option = click.option(
     show_default=True,
     help="Where stage results are kept.",
 )
-proof_option = click.option("--require-proof", is_flag=True, help="Exit 1 when a limit is unproven, not only if it fails.")
+proof_option = click.option(
+    "--require-proof", is_flag=True, help="Exit 1 when a limit is unproven, not only if it fails."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,11 +66,13 @@ def demo(out: Path, as_json: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @target_option
 @click.option("--device", help="Where to measure: `local` (default where it can judge the target) or `none`.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True
+)
 @workspace_option
 @proof_option
 @json_option
-def run(recipe: Path, out: Path, as_json: bool, **choices: Any) -> None:
+def run(recipe: Path, out: Path, require_proof: bool, as_json: bool, **choices: Any) -> None:
     """Take RECIPE down the whole road: ladder, gates, one verified bundle per target."""
     from edgeexport.pipeline import run as run_pipeline
     from edgeexport.records.recipe import load_recipe
@@ -76,7 +80,7 @@ def run(recipe: Path, out: Path, as_json: bool, **choices: Any) -> None:
 
     with Display() as display:
         record = run_pipeline(load_recipe(recipe), out=out, progress=display, **choices)
-    _finish(record, out, as_json=as_json, require_proof=choices["require_proof"])
+    _finish(record, out, as_json=as_json, require_proof=require_proof)
 
 
 @commands.command()

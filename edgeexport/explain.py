@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from edgeexport.records.base import Record
-from edgeexport.records.recipe import Limits, Recipe
-from edgeexport.records.target import Target, load_target, target_names
+from edgeexport.records.recipe import Recipe
+from edgeexport.records.target import load_target, target_names
+from edgeexport.validation.judge import stricter
 from edgeexport.workspace import version_of
 
 ABILITIES = (
@@ -30,25 +31,17 @@ def explanation(recipe: Recipe, targets: Sequence[str]) -> dict[str, dict[str, A
     sections: dict[str, dict[str, Any]] = {
         "model": _plain(recipe.model),
         "data": _plain(recipe.data),
-        "preprocess": _plain(recipe.preprocess) if isinstance(recipe.preprocess, Record) else {"use": recipe.preprocess},
+        "preprocess": _plain(recipe.preprocess)
+        if isinstance(recipe.preprocess, Record)
+        else {"use": recipe.preprocess},
         "limits": _plain(recipe.limits),
     }
     for number, step in enumerate(recipe.step, 1):
         sections[f"step {number}"] = _plain(step)
     for target in map(load_target, targets):
         sections[f"target {target.name}"] = {**_plain(target), "number_format": _plain(target.numbers())}
-        sections[f"limits in force on {target.name}"] = _plain(limits_in_force(recipe, target))
+        sections[f"limits in force on {target.name}"] = _plain(stricter(recipe.limits, target))
     return sections
-
-
-def limits_in_force(recipe: Recipe, target: Target) -> Limits:
-    """Return the stricter of the recipe's and the target's limits, each on its own."""
-
-    def stricter(name: str) -> float | None:
-        bars = [bar for bar in (getattr(recipe.limits, name), getattr(target.limits, name)) if bar is not None]
-        return min(bars) if bars else None
-
-    return Limits(*(stricter(name) for name in Limits.__struct_fields__))
 
 
 def diagnosis() -> dict[str, Any]:

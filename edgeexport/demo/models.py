@@ -1,4 +1,4 @@
-"""The demo's networks: a small convolutional teacher and a student of the same shape at half its width."""
+"""The demo's networks: a small convolutional teacher and a student of the same shape, less wide."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class DigitNet(nn.Module):
 
 
 def teacher() -> DigitNet:
-    """The source: 128 channels."""
-    return DigitNet(128)
+    """The source: 96 channels."""
+    return DigitNet(96)
 
 
 def student() -> DigitNet:
-    """Half as wide."""
+    """Two thirds as wide."""
     return DigitNet(64)

@@ -52,7 +52,9 @@ def machine() -> dict[str, Any]:
 
     from edgeexport.devices.local import host_features
 
-    vector = [name for name in sorted(host_features()) if name in {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}]
+    vector = [
+        name for name in sorted(host_features()) if name in {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
+    ]
     return {"arch": platform.machine(), "cores": os.cpu_count(), "features": vector, "system": platform.system()}
 
 

@@ -1,0 +1,81 @@
+"""Live objects in a recipe: a module or a callable in place of "module:function".
+
+The rule: stages and keys see names only. A live network is known by its exported graph and its weights, so an equal
+network gives equal keys, and a changed `forward` other ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport.errors import ModelError
+from edgeexport.records.recipe import Distill, ModelSpec, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREFIX = "live:"
+
+
+def detach(recipe: Recipe) -> tuple[Recipe, dict[str, nn.Module]]:
+    """Return the recipe with every live network replaced by its name, and name -> network."""
+    found: dict[str, nn.Module] = {}
+    model = _named(recipe.model, recipe.model.inputs, found)
+    steps = []
+    for step in recipe.step:
+        if isinstance(step, Distill):
+            student = step.student and _named(step.student, recipe.model.inputs, found)
+            teacher = step.teacher and _named(step.teacher, recipe.model.inputs, found)
+            step = msgspec.structs.replace(step, student=student, teacher=teacher)
+        steps.append(step)
+    return msgspec.structs.replace(recipe, model=model, step=tuple(steps)), found
+
+
+def attach(spec: ModelSpec, live: Mapping[str, nn.Module]) -> ModelSpec:
+    """Return the spec with the live network put back in place of its name."""
+    return msgspec.structs.replace(spec, factory=live[spec.factory]) if spec.factory in live else spec
+
+
+def is_live(spec: ModelSpec) -> bool:
+    """Whether the factory is the name of a live network."""
+    return isinstance(spec.factory, str) and spec.factory.startswith(PREFIX)
+
+
+def _named(spec: ModelSpec, inputs: Mapping[str, tuple[int, ...]], found: dict[str, nn.Module]) -> ModelSpec:
+    if spec.factory is None or isinstance(spec.factory, str):
+        return spec
+    module = _module(spec.factory)
+    name = PREFIX + _identity(module, spec.inputs or inputs)
+    found[name] = module
+    return msgspec.structs.replace(spec, factory=name)
+
+
+def _module(factory: Any) -> nn.Module:
+    from torch import nn
+
+    module = factory if isinstance(factory, nn.Module) else factory() if callable(factory) else factory
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"`model.factory` gave a {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+def _identity(module: nn.Module, inputs: Mapping[str, tuple[int, ...]]) -> str:
+    """Digest the exported graph's operations, and the name, type and bytes of every weight."""
+    import torch
+
+    example = tuple(torch.zeros(tuple(shape)) for shape in inputs.values())
+    training = module.training
+    graph = torch.export.export(module.eval(), example).graph
+    module.train(training)
+    taken = hashlib.sha256()
+    for node in graph.nodes:
+        taken.update(f"{node.op} {node.name} {node.target} {node.args} {sorted(node.kwargs.items())}\n".encode())
+    for name, value in sorted(module.state_dict().items()):
+        taken.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        taken.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else b"")
+        taken.update(repr(value.item()).encode() if not value.dim() else b"")
+    return taken.hexdigest()[:32]

@@ -1,0 +1,274 @@
+"""From a standing rung to files that run on a target: calibrate, plan, quantize, convert, each gated on the way.
+
+The rule: candidates come best first, lazily: int8 of the smallest rung, its fp32 form, then the rung below. The source
+itself in fp32 is the last, so there is always something to fall back on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport import graph, quantization, runtimes
+from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
+from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.records.artifact import Artifact
+from edgeexport.records.base import digest, file_digest
+from edgeexport.records.parity import Parity
+from edgeexport.records.ranges import Ranges
+from edgeexport.records.recipe import Quantize
+from edgeexport.records.run import Rung
+from edgeexport.records.stages import Lowered, Quantized, Scored
+from edgeexport.records.target import Target
+from edgeexport.runtimes.protocol import Conversion
+from edgeexport.validation.compare import compare_sessions, first_divergence
+from edgeexport.workspace import Stage, versions
+
+if TYPE_CHECKING:
+    from edgeexport.runtimes.protocol import Feeds
+
+INT8 = "int8.onnx"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One target's part of the road: the source that everything on it is compared with, and the largest drop allowed."""
+
+    road: Road
+    target: Target
+    source: TorchRung
+    bar: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that runs on the target, with the row it has on the ladder. `row.status` says if its gates held."""
+
+    row: Rung
+    lowered: Stage[Lowered]
+    rung: TorchRung
+    quantized: Stage[Quantized] | None
+
+    @property
+    def stands(self) -> bool:
+        """Whether every gate held."""
+        return self.row.status == "kept"
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.lowered.folder / self.lowered.record.artifact.path
+
+    def runnable(self, target: Target) -> Runnable:
+        """The file, ready to be run on samples given in the spine's terms."""
+        record = self.lowered.record
+        signature = self.rung.spine.record.signature
+        return Runnable(record.artifact.digest, self.path, target.runtime, record.session_options, signature)
+
+
+def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidate]:
+    """Yield what could ship on a target, best first, including those whose gate failed (as rows of the ladder)."""
+    step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
+    for rung in reversed(standing):
+        if step is not None:
+            yield from _int8_candidates(lane, rung, step=step)
+        yield _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, None), quantized=None)
+
+
+def baseline(lane: Lane) -> Candidate:
+    """Return the uncompressed fp32 source in the target's runtime and format: what everything is compared with."""
+    rung = lane.source
+    return _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, None), quantized=None)
+
+
+def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate]:
+    """Try the calibration methods in order; stop at the first whose gates hold."""
+    for method in step.methods:
+        quantized = _quantized(lane, rung, method=method, step=step)
+        lowered = _lowered(lane, rung, quantized)
+        candidate = _gated(lane, f"{rung.name} int8 {method}", rung=rung, lowered=lowered, quantized=quantized)
+        yield candidate
+        if candidate.stands:
+            return
+
+
+def _gated(
+    lane: Lane, name: str, *, rung: TorchRung, lowered: Stage[Lowered], quantized: Stage[Quantized] | None
+) -> Candidate:
+    """Score a converted file on the selection split and write its row, with the first gate that does not hold."""
+    row = Rung(
+        name=name,
+        form="int8" if quantized else "fp32",
+        target=lane.target.name,
+        artifact=lowered.record.artifact,
+        status="kept",
+        parity=quantized.record.parity if quantized else lowered.record.parity,
+        notes=lowered.record.notes,
+    )
+    candidate = Candidate(row, lowered, rung, quantized)
+    reason = _parity_reason(lowered, quantized)
+    if not reason:
+        lane.road.progress(f"score {name} on {lane.target.name}", 0.0)
+        result = scored(lane.road, candidate.runnable(lane.target), source=lane.source.runnable, split="selection")
+        row = msgspec.structs.replace(row, score=result.score, drop=result.drop)
+        reason = drop_gate(result, lane.bar)
+    if reason:
+        row = msgspec.structs.replace(row, status="rolled back", reason=reason)
+    return Candidate(row, lowered, rung, quantized)
+
+
+def _parity_reason(lowered: Stage[Lowered], quantized: Stage[Quantized] | None) -> str:
+    """Return the first numeric gate that failed, in words; empty when all hold."""
+    if quantized is not None and not quantized.record.parity.holds:
+        return f"int8 differs from float: {describe(quantized.record.parity)}"
+    if not lowered.record.parity.holds:
+        return f"the converted file differs: {describe(lowered.record.parity)}"
+    return ""
+
+
+def describe(parity: Parity) -> str:
+    """Say how a comparison failed, and where it began when that is known."""
+    where = parity.first_divergence
+    if where is None:
+        return parity.reason
+    return f"{parity.reason}; it begins at {where.tensor!r} (made by {where.op} {where.node!r}, {where.sqnr_db:.1f} dB)"
+
+
+def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> Stage[Ranges]:
+    """Collect the ranges of a spine's tensors over the calibration split."""
+    spine = rung.spine.record
+    path = rung.spine.folder / spine.artifact.path
+
+    def make(_: Path) -> Ranges:
+        return quantization.calibrate(
+            path,
+            _calibration_feeds(road, rung),
+            method=method,
+            symmetric=symmetric,
+            samples_digest=road.splits.calibration.digest,
+            progress=road.progress,
+        )
+
+    key = {
+        "spine": spine.artifact.digest,
+        "method": method,
+        "symmetric": symmetric,
+        "versions": versions("numpy", "onnxruntime", "onnx"),
+        **road.data_key("calibration"),
+    }
+    return road.workspace.stage("calibrate", key=key, make=make, kind=Ranges)
+
+
+def _quantized(lane: Lane, rung: TorchRung, *, method: str, step: Quantize) -> Stage[Quantized]:
+    """Plan and write the int8 QDQ file in the target's number format, and compare it with its spine."""
+    road, target = lane.road, lane.target
+    numbers = target.numbers()
+    ranges = calibrated(road, rung, method=method, symmetric=numbers.symmetric_activations)
+    spine = rung.spine.record
+    path = rung.spine.folder / spine.artifact.path
+    kept_float = {name: "asked for in the recipe" for name in step.keep_float}
+
+    def make(folder: Path) -> Quantized:
+        road.progress(f"quantize {rung.name} ({method})", None)
+        plan = quantization.plan_quantization(path, ranges.record, numbers, keep_float=kept_float)
+        out = folder / INT8
+        quantization.quantize(path, plan, out)
+        artifact = Artifact(
+            INT8, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, f"quantize {method}"
+        )
+        parity = _int8_parity(road, rung, out=out, sqnr_db=target.tolerance.int8_sqnr_db)
+        return Quantized(artifact, ranges.record, plan, parity)
+
+    key = {
+        "ranges": ranges.key,
+        "numbers": msgspec.to_builtins(numbers),
+        "keep_float": kept_float,
+        "tolerance": target.tolerance.int8_sqnr_db,
+        "versions": versions("onnxruntime", "onnx", "numpy"),
+    }
+    return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
+
+
+def _int8_parity(road: Road, rung: TorchRung, *, out: Path, sqnr_db: float) -> Parity:
+    """Compare an ONNX file with its spine on real samples; when it does not hold, find where it begins."""
+    spine = rung.spine.record
+    below = rung.spine.folder / spine.artifact.path
+    runtime = runtimes.get(SPINE_RUNTIME)
+    feeds = list(road.parity_feeds(spine.signature))
+    labels = (spine.artifact.digest, file_digest(out))
+    parity = compare_sessions(
+        runtime.open(below).run, runtime.open(out).run, samples=feeds, artifacts=labels, sqnr_db=sqnr_db
+    )
+    if parity.holds:
+        return parity
+    return msgspec.structs.replace(
+        parity, first_divergence=first_divergence(graph.load(below), graph.load(out), feeds=feeds[0], sqnr_db=sqnr_db)
+    )
+
+
+def _lowered(lane: Lane, rung: TorchRung, quantized: Stage[Quantized] | None) -> Stage[Lowered]:
+    """Convert a rung's spine, or its int8 form, into the file that runs on the target, and compare the two."""
+    road, target = lane.road, lane.target
+    runtime = runtimes.get(target.runtime)
+    below = quantized.record.artifact if quantized else rung.spine.record.artifact
+    name = f"model.{target.format}"
+
+    def make(folder: Path) -> Lowered:
+        road.progress(f"convert {rung.name} to {target.runtime} {'int8' if quantized else 'fp32'}", None)
+        job = Conversion(
+            spine=rung.spine.folder / rung.spine.record.artifact.path,
+            quantized=quantized.folder / INT8 if quantized else None,
+            ranges=quantized.record.ranges if quantized else None,
+            plan=quantized.record.plan if quantized else None,
+            samples=lambda: _calibration_feeds(road, rung),
+            target=target,
+        )
+        out = folder / name
+        converted = runtime.convert(job, out, progress=road.progress)
+        artifact = Artifact(
+            name, target.format, file_digest(out), out.stat().st_size, below.digest, f"convert {target.runtime}"
+        )
+        parity = _converted_parity(lane, rung, quantized=quantized, out=out, options=converted.session_options)
+        return Lowered(
+            artifact, converted.signature, converted.session_options, converted.floor, parity, converted.notes
+        )
+
+    key = {
+        "below": below.digest,
+        "quantized": quantized.key if quantized else None,
+        "spine": rung.spine.record.artifact.digest,
+        "target": _conversion_facts(target),
+        "versions": versions("numpy", *runtime.packages),
+        **road.data_key("calibration"),
+    }
+    return road.workspace.stage("convert", key=key, make=make, kind=Lowered)
+
+
+def _converted_parity(
+    lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None, out: Path, options: dict[str, Any]
+) -> Parity:
+    """Compare a converted file, run in its own runtime, with the ONNX file that it stands for."""
+    spine = rung.spine.record
+    below = quantized.folder / INT8 if quantized else rung.spine.folder / spine.artifact.path
+    run, _ = Runnable("", out, lane.target.runtime, options, spine.signature).open()
+    labels = (file_digest(below), file_digest(out))
+    tolerance = lane.target.tolerance
+    bars = {"sqnr_db": tolerance.convert_sqnr_db} if quantized else {"float_error": tolerance.float_error}
+    feeds = list(lane.road.parity_feeds(spine.signature))
+    return compare_sessions(runtimes.get(SPINE_RUNTIME).open(below).run, run, samples=feeds, artifacts=labels, **bars)
+
+
+def _conversion_facts(target: Target) -> dict[str, Any]:
+    """What of a target decides the bytes of a converted file: everything but its name, words and limits."""
+    facts = msgspec.to_builtins(target)
+    return {key: value for key, value in facts.items() if key not in {"name", "title", "notes", "limits"}}
+
+
+def _calibration_feeds(road: Road, rung: TorchRung) -> Iterator[Feeds]:
+    prepared = road.prepared("calibration", rung.spine.record.signature)
+    return (prepared.feeds(index) for index in range(len(prepared)))

@@ -1,0 +1,110 @@
+"""Road: what every stage of one run shares, and how stage keys are made.
+
+The rule: a key is made of records and file digests only, so that a finished run is recognised without importing user
+code, torch or a runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport import data
+from edgeexport.devices.local import host_features
+from edgeexport.pipeline.live import attach, detach, is_live
+from edgeexport.progress import Progress
+from edgeexport.records.artifact import Signature, TensorSpec
+from edgeexport.records.base import digest
+from edgeexport.records.recipe import ModelSpec, Preprocess, Recipe
+from edgeexport.records.splits import SplitIndices, SplitName
+from edgeexport.validation.metrics import METRICS
+from edgeexport.workspace import Workspace, versions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeexport.data import Prepared
+    from edgeexport.runtimes.protocol import Feeds
+
+PARITY_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Road:
+    """One run's recipe (live networks named), workspace, progress callback, sample splits, resolved preprocessing."""
+
+    recipe: Recipe
+    workspace: Workspace
+    progress: Progress
+    splits: SplitIndices
+    splits_key: str
+    preprocess: Preprocess | None
+    live: Mapping[str, nn.Module]
+
+    def with_live(self, spec: ModelSpec) -> ModelSpec:
+        """Return a model spec that can be loaded: a live network's name replaced by the network."""
+        return attach(spec, self.live)
+
+    def prepared(self, split: SplitName, signature: Signature) -> Prepared:
+        """Return the samples of a split as inputs for `signature`."""
+        return data.open_split(self.recipe, self.splits, split, signature)
+
+    def data_key(self, split: SplitName) -> dict[str, Any]:
+        """What the samples of a split and their preprocessing add to a key."""
+        return {"splits": self.splits_key, "split": split, "preprocess": msgspec.to_builtins(self.preprocess)}
+
+    def parity_feeds(self, signature: Signature) -> Iterator[Feeds]:
+        """Yield a few real inputs, batch 1, from the calibration split: what numbers are compared on."""
+        prepared = self.prepared("calibration", signature)
+        for index in range(min(PARITY_SAMPLES, len(prepared))):
+            yield prepared.feeds(index)
+
+
+def open_road(recipe: Recipe, workspace: Workspace, progress: Progress) -> Road:
+    """Split the samples (or find them split already) and return the road."""
+    recipe, live = detach(recipe)
+    key = {"data": data.data_identity(recipe, workspace.digest), "versions": versions("numpy", "pillow")}
+    stage = workspace.stage("splits", key=key, make=lambda _: data.splits(recipe, progress=progress), kind=SplitIndices)
+    return Road(recipe, workspace, progress, stage.record, stage.key, data.resolve_preprocess(recipe), live)
+
+
+def model_key(spec: ModelSpec, recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """What a model's factory, sources and weights file add to a key; a live network's name says it all."""
+    files: list[Path] = []
+    if spec.factory and not is_live(spec):
+        files += data.source_files(spec.factory, Path(recipe.folder))
+    files += [recipe.resolve(name) for name in (spec.weights, spec.onnx) if name]
+    return {"spec": msgspec.to_builtins(spec), "files": [workspace.digest(data.existing(path)) for path in files]}
+
+
+def metric_key(recipe: Recipe, workspace: Workspace) -> Any:
+    """What the metric adds to a key: its name, or the sources of a user's function."""
+    metric = recipe.data.metric
+    if callable(metric):
+        return {"live": f"{metric.__module__}.{metric.__qualname__}", "code": metric.__code__.co_code.hex()}
+    if data.is_reference(metric) and metric.partition(":")[0] not in METRICS:
+        return data.code_identity(metric, recipe, workspace.digest)
+    return metric
+
+
+def training_key() -> dict[str, Any]:
+    """What else decides the outcome of a training: library versions, threads, and the CPU's features."""
+    return {
+        "versions": versions("torch", "numpy", "torch-pruning"),
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        "cpu": digest(sorted(host_features())),
+    }
+
+
+def declared_signature(inputs: Mapping[str, tuple[int, ...]]) -> Signature:
+    """The signature that a recipe's `inputs` promise: float32 with a free batch; rank 4 means pictures, NCHW."""
+    specs = [
+        TensorSpec(name, "float32", ("batch", *shape[1:]), "NCHW" if len(shape) == 4 else "as-is")
+        for name, shape in inputs.items()
+    ]
+    return Signature(tuple(specs), ())

@@ -1,0 +1,100 @@
+"""Stages are kept: a second run does nothing, a late change redoes only what depends on it, a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgeexport.records.base import file_digest
+from tests.needs import need
+
+HEAVY = ("torch", "onnx", "onnxruntime")
+
+
+def _fresh(desk, monkeypatch) -> list[str]:
+    """Run, and return the stages that were really made."""
+    from edgeexport import pipeline
+    from edgeexport.workspace import Workspace
+
+    seen: list[Workspace] = []
+
+    class Watched(Workspace):
+        def __enter__(self) -> Workspace:
+            seen.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(pipeline, "Workspace", Watched)
+    assert desk.run() == 0
+    return seen[0].fresh_stages
+
+
+def test_a_second_identical_run_does_no_work(desk, monkeypatch):
+    assert "quantize" in _fresh(desk, monkeypatch)
+    first = file_digest(desk.bundle())
+    assert _fresh(desk, monkeypatch) == []
+    assert file_digest(desk.bundle()) == first
+
+
+def test_a_second_identical_run_loads_neither_torch_nor_a_runtime(desk):
+    assert desk.run() == 0
+    code = (
+        "import sys, json; from edgeexport.cli import main; "
+        "code = main(sys.argv[1:]); "
+        f"print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]), file=sys.stderr)"
+    )
+    import subprocess
+    import sys
+
+    arguments = ["run", "recipe.toml", "--target", "linux-arm64", "--out", "out", "--workspace", "work"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=desk.folder, capture_output=True, text=True, check=False
+    )
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []], done.stderr
+
+
+def test_a_changed_calibration_method_keeps_the_export(desk, monkeypatch):
+    _fresh(desk, monkeypatch)
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["percentile"]')
+    made = _fresh(desk, monkeypatch)
+    assert "quantize" in made
+    assert not {"source", "export", "splits"} & set(made)
+
+
+def test_a_changed_network_redoes_the_road(desk, monkeypatch):
+    _fresh(desk, monkeypatch)
+    desk.edit("models.py", "torch.manual_seed(0)", "torch.manual_seed(1)")
+    assert {"source", "export", "quantize"} <= set(_fresh(desk, monkeypatch))
+
+
+def test_a_damaged_stage_is_made_again(desk, monkeypatch):
+    _fresh(desk, monkeypatch)
+    spine = next((desk.folder / "work" / "stages").glob("export-*/spine.onnx"))
+    spine.write_bytes(spine.read_bytes()[:-1])
+    assert "export" in _fresh(desk, monkeypatch)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [1, 3, 6, 10, 20, 40])
+def test_a_run_killed_at_a_rename_goes_on_to_the_same_bytes(desk, tmp_path_factory, point):
+    need("strace")
+    kill = (
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=rename",
+        "-e",
+        f"inject=rename:signal=KILL:when={point}",
+        "-o",
+        "/dev/null",
+    )
+    desk.start(before=kill)
+    assert not list((desk.folder / "out").glob("*.tmp")) if (desk.folder / "out").exists() else True
+    done = desk.start()
+    assert done.returncode == 0, done.stderr
+    assert not list((desk.folder / "work" / "tmp").iterdir())
+    other = type(desk)(tmp_path_factory.mktemp("whole"))
+    assert other.start().returncode == 0
+    assert file_digest(desk.bundle()) == file_digest(other.bundle())
