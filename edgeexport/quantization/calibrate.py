@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # The graph as it stands, so that the numbers are those that onnxruntime's own calibration sees.
-_OPTIONS = {"graph_optimization_level": "disable", "enable_cpu_mem_arena": False}
+_OPTIONS = {
+    "graph_optimization_level": "disable",
+    "enable_cpu_mem_arena": False,
+    "config_entries": {"session.intra_op.allow_spinning": "0"},
+}
 
 
 @dataclass
