@@ -1,0 +1,461 @@
+"""Run one model on this machine and say what happened: outputs, times, memory, or what the machine is.
+
+A free-standing program: Python 3.8 or newer, the standard library, numpy and one runtime; it never imports edgeexport.
+The job is one JSON object on stdin, or in the file named as the only argument. The answer is exactly one JSON line on
+stdout; all that a runtime prints goes to stderr. An error is `{"error": {"kind": ..., "message": ...}}` and exit 1.
+
+    echo '{"mode": "time", "runtime": "onnxruntime", "model": "m.onnx", "inputs": [{"x": "x.npy"}]}' | python bench.py
+
+mode        "outputs", "time", "memory", "sentinel" or "describe"
+runtime     "onnxruntime", "ai_edge_litert" or "tflite_runtime"
+model       path; `sha256`, when given, must be its digest
+inputs      one object for each sample: input name -> .npy file; samples are taken in turn
+goldens     for the first samples: {"outputs": {name: .npy}, "tolerance": {name: largest |difference|}}
+threads     of the runtime (default 1); options: session options, as plain JSON
+warmup      {"iterations", "seconds"}: at least both; timed: the same, and "cap_seconds", "cap_iterations"
+outputs_to  folder for the outputs
+
+The rule: in the timed loop nothing happens but the inference. Filling the input tensors of a TFLite interpreter is
+outside the clock (as in its own benchmark tool); onnxruntime takes its inputs inside `run`.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    Job = dict[str, Any]
+    Sample = dict[str, Any]
+
+PROTOCOL = 1
+CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+LITERT_OPTIONS = ("experimental_default_delegate_latest_features", "experimental_disable_delegate_clustering")
+
+
+class BenchError(Exception):
+    """The job cannot be done. `kind` is job, file, digest, runtime_missing, load, run or internal."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Answer:
+    """The one line on the real stdout. `stage` says what was being done when a runtime raised."""
+
+    def __init__(self) -> None:
+        """Keep stdout for the answer and send whatever else is printed, also by C++ code, to stderr."""
+        self.stage = "job"
+        self.stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Write the line: the only one."""
+        self.stream.write(json.dumps(content) + "\n")
+        self.stream.close()
+
+    def fail(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Be `sys.excepthook`: whatever goes wrong becomes a JSON error; Python then exits with 1."""
+        traceback.print_exception(kind, error, trace, file=sys.stderr)
+        ours = isinstance(error, BenchError)
+        details = {"kind": getattr(error, "kind", self.stage) if ours else self.stage,
+                   "message": str(error) if ours else f"{kind.__name__}: {error}"}
+        self.write({"protocol": PROTOCOL, "error": details})
+
+
+class OrtSession:
+    """A model in onnxruntime, on the CPU."""
+
+    def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
+        import onnxruntime as ort
+
+        del module
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+        settings.log_severity_level = 3
+        for key, value in options.items():
+            self._set(settings, key, value)
+        self.session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        self.requested, self.actual = "CPUExecutionProvider", self.session.get_providers()[0]
+        self.threads = settings.intra_op_num_threads
+        self.into = {item.name: item.name for item in self.session.get_inputs()}
+        self.arity = len(self.into)
+        self.output_names = [item.name for item in self.session.get_outputs()]
+        self.feeds: Sample = {}
+        self.results: list[Any] = []
+
+    @staticmethod
+    def _set(settings: Any, key: str, value: Any) -> None:
+        """Options with a dot are configuration entries; the others are attributes of SessionOptions."""
+        import onnxruntime as ort
+
+        enums = {"graph_optimization_level": ort.GraphOptimizationLevel, "execution_mode": ort.ExecutionMode}
+        if "." in key:
+            settings.add_session_config_entry(key, str(value))
+        elif key in enums and isinstance(value, str):
+            setattr(settings, key, getattr(enums[key], value))
+        elif key in dir(settings):
+            setattr(settings, key, value)
+        else:
+            raise BenchError("job", f"onnxruntime has no session option {key!r}")
+
+    def put(self, sample: Sample) -> None:
+        """Choose the sample that `call` runs."""
+        self.feeds = sample
+
+    def call(self) -> None:
+        """Run one inference."""
+        self.results = self.session.run(None, self.feeds)
+
+    def outputs(self) -> Sample:
+        """Return what the last call gave, by name."""
+        return dict(zip(self.output_names, self.results))  # noqa: B905 - `strict` came with Python 3.10
+
+
+class TfliteSession:
+    """A model in LiteRT, or in tflite-runtime, which has the same interpreter. Known by tensor and signature names."""
+
+    def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
+        unknown = sorted(set(options) - set(LITERT_OPTIONS))
+        if unknown:
+            raise BenchError("job", f"{module}: unknown options {unknown}; known: {LITERT_OPTIONS}")
+        interpreter = __import__(module + ".interpreter", fromlist=["Interpreter"]).Interpreter
+        self.interpreter = interpreter(model_path=path, num_threads=threads, **options)
+        self.interpreter.allocate_tensors()
+        self.requested = self.actual = "cpu"
+        self.threads = threads
+        self.into = {item["name"]: item["index"] for item in self.interpreter.get_input_details()}
+        self.out = {item["name"]: item["index"] for item in self.interpreter.get_output_details()}
+        self.arity, self.output_names = len(self.into), list(self.out)
+        self.call: Callable[[], None] = self.interpreter.invoke
+        if len(self.interpreter.get_signature_list()) == 1:
+            runner = self.interpreter.get_signature_runner()
+            named = {name: item["index"] for name, item in runner.get_output_details().items()}
+            self.into.update((name, item["index"]) for name, item in runner.get_input_details().items())
+            self.out.update(named)
+            self.output_names = list(named)
+
+    def put(self, sample: Sample) -> None:
+        """Fill the input tensors."""
+        for name, value in sample.items():
+            self.interpreter.set_tensor(self.into[name], value)
+
+    def outputs(self) -> Sample:
+        """Return copies of the output tensors, by every name they have."""
+        return {name: self.interpreter.get_tensor(index) for name, index in self.out.items()}
+
+
+RUNTIMES: dict[str, tuple[str, Callable[..., Any]]] = {
+    "onnxruntime": ("onnxruntime", OrtSession),
+    "ai_edge_litert": ("ai_edge_litert.interpreter", TfliteSession),
+    "tflite_runtime": ("tflite_runtime.interpreter", TfliteSession),
+}
+
+
+def runtime_version(runtime: str) -> str:
+    """Import a runtime and return its version."""
+    if runtime not in RUNTIMES:
+        raise BenchError("job", f"no runtime {runtime!r}; known: {', '.join(RUNTIMES)}")
+    try:
+        __import__(RUNTIMES[runtime][0])
+    except ImportError as error:
+        raise BenchError("runtime_missing", f"{runtime}: {error}") from error
+    from importlib.metadata import version
+
+    return version(runtime.replace("_", "-"))
+
+
+def open_session(job: Job, answer: Answer, samples: list[Sample]) -> Any:
+    """Check the file's digest, import the runtime, load the model, see that the samples fit its inputs."""
+    runtime, path, threads = str(job.get("runtime")), str(job.get("model")), int(job.get("threads", 1))
+    actual = file_digest(path)
+    expected = str(job.get("sha256") or actual)
+    if "sha256:" + expected.rpartition(":")[2] != actual:
+        raise BenchError("digest", f"{path} is not the model asked for: expected {expected}, is {actual}")
+    start = time.perf_counter_ns()
+    version = runtime_version(runtime)
+    imported = time.perf_counter_ns()
+    answer.stage = "load"
+    session = RUNTIMES[runtime][1](path, threads, dict(job.get("options") or {}), module=runtime)
+    session.load_ms = (time.perf_counter_ns() - imported) / 1e6
+    answer.stage = "run"
+    session.facts = {
+        "runtime": runtime, "runtime_version": version, "model_digest": actual, "import_ms": (imported - start) / 1e6,
+        "threads": {"requested": threads, "actual": session.threads},
+        "accelerator": {"requested": session.requested, "actual": session.actual},
+    }
+    for sample in samples:
+        if len(sample) != session.arity or not set(sample) <= set(session.into):
+            raise BenchError("job", f"inputs {sorted(sample)} given, the model has {sorted(session.into)}")
+    return session
+
+
+def file_digest(path: str) -> str:
+    """Return `sha256:<hex>` of a file, read in pieces so that it does not count as memory."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as stream:
+            for piece in iter(lambda: stream.read(1 << 16), b""):
+                digest.update(piece)
+    except OSError as error:
+        raise BenchError("file", str(error)) from error
+    return "sha256:" + digest.hexdigest()
+
+
+def read_arrays(files: dict[str, str]) -> Sample:
+    """Read .npy files; nothing pickled is accepted."""
+    import numpy as np
+
+    try:
+        return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
+    except (OSError, ValueError) as error:
+        raise BenchError("file", f"{sorted(files.values())}: {error}") from error
+
+
+def read_samples(job: Job) -> list[Sample]:
+    """Read all samples: at least one."""
+    samples = [read_arrays(files) for files in job.get("inputs") or []]
+    if not samples:
+        raise BenchError("job", "no inputs: a measurement needs at least one real sample")
+    return samples
+
+
+def check_goldens(job: Job, session: Any, samples: list[Sample]) -> dict[str, Any]:
+    """Compare outputs with the goldens; `passed` is None when there are none."""
+    goldens = list(job.get("goldens") or [])[: len(samples)]
+    verdict: dict[str, Any] = {"checked": len(goldens), "passed": True if goldens else None, "max_abs": 0.0}
+    for index, golden in enumerate(goldens):
+        session.put(samples[index])
+        session.call()
+        outputs = session.outputs()
+        for name, expected in read_arrays(golden["outputs"]).items():
+            reason, largest = compare(outputs.get(name), expected, float(golden.get("tolerance", {}).get(name, 0.0)))
+            verdict["max_abs"] = max(verdict["max_abs"], largest)
+            if reason:
+                verdict.update(passed=False, reason=f"sample {index}, output {name!r}: {reason}")
+    return verdict
+
+
+def compare(actual: Any, expected: Any, allowed: float) -> tuple[str, float]:
+    """Return why two arrays differ by more than `allowed` (empty if they do not), and their largest difference."""
+    import numpy as np
+
+    if actual is None:
+        return "is not among the outputs", 0.0
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return f"is {actual.dtype} {actual.shape}, expected {expected.dtype} {expected.shape}", 0.0
+    if not np.isfinite(actual.astype(np.float64)).all():
+        return "is not finite", 0.0
+    gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    largest = float(gap.max()) if gap.size else 0.0
+    return ("" if largest <= allowed else f"differs by {largest:.6g}, allowed {allowed:.6g}"), largest
+
+
+def sentinel(repeats: int = 5) -> list[int]:
+    """Time a fixed piece of work, about 10 ms on a desktop core: float32 (BLAS) and integer (plain loops) products.
+
+    What it costs depends on the machine's state only, so a change of its time is a change of the machine.
+    """
+    import numpy as np
+
+    floats = np.linspace(-1, 1, 256 * 256, dtype=np.float32).reshape(256, 256)
+    integers = (floats * 50).astype(np.int8).astype(np.int16)
+    float_out, integer_out, times = np.empty_like(floats), np.empty((96, 96), np.int16), []
+    for _ in range(repeats + 1):
+        start = time.perf_counter_ns()
+        for _ in range(3):
+            np.matmul(floats, floats, out=float_out)
+        for _ in range(2):
+            np.matmul(integers[:96], integers[:, :96], out=integer_out)
+        times.append(time.perf_counter_ns() - start)
+    return times[1:]
+
+
+def warm_up(session: Any, samples: list[Sample], plan: dict[str, Any]) -> dict[str, Any]:
+    """Run at least so many inferences and seconds, apart from what is timed."""
+    start, count = time.perf_counter(), 0
+    while count < int(plan.get("iterations", 10)) or time.perf_counter() - start < float(plan.get("seconds", 0)):
+        session.put(samples[count % len(samples)])
+        session.call()
+        count += 1
+    return {"iterations": count, "seconds": time.perf_counter() - start}
+
+
+def timed_loop(session: Any, samples: list[Sample], plan: dict[str, Any]) -> list[int]:
+    """Time inference after inference: at least `iterations` and `seconds`, at most the caps. Nanoseconds each."""
+    least, capacity = int(plan.get("iterations", 64)), int(plan.get("cap_iterations", 1_000_000))
+    stamps = array.array("q", bytes(8 * capacity))
+    put, call, clock, many, count = session.put, session.call, time.perf_counter_ns, len(samples), 0
+    stop = began = clock()
+    enough = began + int(float(plan.get("seconds", 1)) * 1e9)
+    cap = began + int(float(plan.get("cap_seconds", 60)) * 1e9)
+    while count < capacity and stop < cap and (count < least or stop < enough):
+        put(samples[count % many])
+        start = clock()
+        call()
+        stop = clock()
+        stamps[count] = stop - start
+        count += 1
+    return stamps[:count].tolist()
+
+
+def time_model(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `time`. With wrong outputs before or after, the answer has `invalid` and no times."""
+    samples, before, sentinel_before = read_samples(job), conditions(), sentinel()
+    session = open_session(job, answer, samples)
+    session.put(samples[0])
+    start = time.perf_counter_ns()
+    session.call()
+    first_ms = (time.perf_counter_ns() - start) / 1e6
+    golden = check_goldens(job, session, samples)
+    if golden["passed"] is False:
+        return dict(session.facts, invalid=["wrong outputs before timing: " + golden["reason"]])
+    warm = warm_up(session, samples, job.get("warmup") or {})
+    gc.collect()
+    gc.disable()
+    wall, cpu = time.perf_counter(), time.process_time()
+    iterations = timed_loop(session, samples, job.get("timed") or {})
+    timed = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    gc.enable()
+    golden_after = check_goldens(job, session, samples)
+    if golden_after["passed"] is False:
+        return dict(session.facts, invalid=["wrong outputs after timing: " + golden_after["reason"]])
+    clock = time.get_clock_info("perf_counter")
+    return dict(
+        session.facts, load_ms=session.load_ms, first_ms=first_ms, warmup=warm, timed=timed, iterations_ns=iterations,
+        sentinel={"before_ns": sentinel_before, "after_ns": sentinel()},
+        goldens={"before": golden, "after": golden_after},
+        clock={"name": clock.implementation, "resolution_ns": clock.resolution * 1e9},
+        environment={"before": before, "after": conditions()},
+    )
+
+
+def write_outputs(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `outputs`: write `<sample>.<output>.npy` into `outputs_to`, and return their names and digests."""
+    import numpy as np
+
+    samples, folder, written = read_samples(job), Path(str(job["outputs_to"])), []
+    session = open_session(job, answer, samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, sample in enumerate(samples):
+        session.put(sample)
+        session.call()
+        outputs, entry = session.outputs(), {}
+        for place, name in enumerate(session.output_names):
+            path = folder / f"{index}.{place}.npy"
+            np.save(str(path), outputs[name], allow_pickle=False)
+            entry[name] = {"file": path.name, "digest": file_digest(str(path))}
+        written.append(entry)
+    return dict(session.facts, outputs=written)
+
+
+def memory_use(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `memory`: peak resident bytes of this process before the model is loaded, and after some inferences."""
+    samples = read_samples(job)
+    runtime_version(str(job.get("runtime")))
+    before, method = peak_bytes()
+    session = open_session(job, answer, samples)
+    loaded, _ = peak_bytes()
+    done = warm_up(session, samples, {"iterations": (job.get("timed") or {}).get("iterations", 10)})
+    peak, _ = peak_bytes()
+    golden = check_goldens(job, session, samples)
+    if golden["passed"] is False:
+        return dict(session.facts, invalid=["wrong outputs: " + golden["reason"]])
+    memory = {"method": method, "before_load_bytes": before, "after_load_bytes": loaded, "peak_bytes": peak}
+    return dict(session.facts, memory=dict(memory, iterations=done["iterations"]), environment={"after": conditions()})
+
+
+def peak_bytes() -> tuple[int, str]:
+    """Return peak resident bytes and the method.
+
+    On Linux `VmHWM`, which starts afresh with exec, and with it what is swapped out; `ru_maxrss` there inherits the
+    parent's peak. Elsewhere `ru_maxrss` it is: bytes on macOS, kilobytes on the BSDs.
+    """
+    status = read_text(Path("/proc/self/status"))
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in status.splitlines() if line.endswith(" kB")}
+    if "VmHWM" in sizes:
+        return max(sizes["VmHWM"], sizes["VmRSS"] + sizes.get("VmSwap", 0)), "VmHWM"
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss"
+
+
+def read_text(path: Path) -> str:
+    """Return a small system file's text, or nothing where it is missing or forbidden."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def conditions() -> dict[str, Any]:
+    """Return what may change while a machine runs: boot, load, frequency (kHz), governor."""
+    frequency = read_text(CPUFREQ / "scaling_cur_freq")
+    return {
+        "boot_id": read_text(Path("/proc/sys/kernel/random/boot_id")),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
+        "frequency_khz": int(frequency) if frequency.isdigit() else None,
+        "governor": read_text(CPUFREQ / "scaling_governor"),
+    }
+
+
+def describe(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `describe`: what this machine is. A runtime is imported only if the job names one."""
+    fields: dict[str, str] = {}
+    for line in read_text(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    part = f"implementer {fields.get('cpu implementer')} part {fields.get('cpu part')}"
+    named = fields.get("model name") or read_text(Path("/proc/device-tree/model")) or fields.get("hardware")
+    machine, answer.stage = platform.machine(), "load"
+    facts = {
+        "arch": {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine),
+        "cpu": named or (part if "cpu part" in fields else platform.processor()),
+        "features": sorted(set((fields.get("flags") or fields.get("features") or "").split())),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "os": platform.system().lower(), "kernel": platform.release(), "python": platform.python_version(),
+        "runtime_version": runtime_version(str(job["runtime"])) if job.get("runtime") else "",
+    }
+    return dict(facts, **conditions())
+
+
+def run_sentinel(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `sentinel`: only the fixed workload, to see whether a machine has cooled down."""
+    answer.stage = "run"
+    return {"sentinel": {"before_ns": sentinel(int(job.get("repeats", 5)))}}
+
+
+MODES: dict[str, Callable[[Job, Answer], dict[str, Any]]] = {
+    "outputs": write_outputs, "time": time_model, "memory": memory_use, "sentinel": run_sentinel, "describe": describe,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Read the job, pin the thread pools before numpy is loaded, do it, write the line."""
+    answer = Answer()
+    sys.excepthook = answer.fail
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8") if arguments else sys.stdin.read())
+    if not isinstance(job, dict) or job.get("mode") not in MODES:
+        raise BenchError("job", f"not a job: an object whose `mode` is one of {', '.join(MODES)} is expected")
+    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_NUM_THREADS=str(int(job.get("threads", 1))))
+    result = MODES[job["mode"]](job, answer)
+    answer.write(dict(result, protocol=PROTOCOL, mode=job["mode"], bench_digest=file_digest(__file__)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
