@@ -65,7 +65,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees besides the outputs: the inputs as they were fed (augmented), and the labels if there are any."""
+    """What a loss sees besides the outputs: the inputs as they were fed (augmented), and the labels if any."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor | None

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Member:
-    """A layer of a group. `indices[c]` are its own indices that go when channel c of the group goes."""
+    """A layer of a group. `indices[c]`: which of its own indices go when channel c of the group goes."""
 
     layer: str
     side: Literal["out", "in", "norm"]
@@ -47,7 +47,7 @@ class ChannelGroup:
 
 
 def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
-    """Return torch-pruning's DependencyGraph of the module (left in eval mode, every parameter requiring a gradient)."""
+    """Return torch-pruning's DependencyGraph of the module (left in eval mode, all parameters requiring gradients)."""
     import torch
 
     try:
@@ -194,13 +194,13 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], removal
         with torch.no_grad():
             got, wanted = _flat(pruned.model(*feeds)), _flat(masked.model(*feeds))
     except MISFIT as error:
-        return f"`forward` does not allow it ({str(error).strip().splitlines()[0] if str(error) else type(error).__name__})"
+        return f"`forward` does not allow it ({(str(error).splitlines() or [type(error).__name__])[0]})"
     for one, other in zip(got, wanted, strict=True):
         if one.shape != other.shape:
             return f"an output would change its shape from {tuple(other.shape)} to {tuple(one.shape)}"
         error_size, scale = float((one - other).abs().max()), float(other.abs().max())
         if not math.isfinite(error_size) or error_size > TOLERANCE * scale:
-            return f"the result differs from the zero-masked network by {error_size / max(scale, 1e-30):.2g} of its range"
+            return f"the result differs from the zero-masked network by {error_size / (scale or 1.0):.2g} of its range"
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
+import pickle  # noqa: TID251  only for the name of its exception
 import re
 import struct
 import zipfile
@@ -59,7 +59,9 @@ def load_checkpoint(path: Path) -> State:
         return _read_safetensors(path)
     if suffix not in PICKLED:
         known = ", ".join((".safetensors", *PICKLED))
-        raise RequestError(f"{path}: not a checkpoint by its name ({suffix or 'no suffix'})", next_step=f"known: {known}")
+        raise RequestError(
+            f"{path}: not a checkpoint by its name ({suffix or 'no suffix'})", next_step=f"known: {known}"
+        )
     if zipfile.is_zipfile(path):
         _check_archive(path)
     state = _find_state(_read_pickled(path))
@@ -120,7 +122,7 @@ def _check_archive(path: Path) -> None:
             names = [entry.filename.partition("/")[2] for entry in entries]
             _refuse_programs(path, names)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, struct.error) as error:
+    except (zipfile.BadZipFile, *MALFORMED) as error:
         raise CorruptFile(f"{path}: damaged archive: {_first_line(error)}") from error
     if damaged is not None:
         raise CorruptFile(f"{path}: the checksum of its entry {damaged!r} does not match")
@@ -128,13 +130,13 @@ def _check_archive(path: Path) -> None:
 
 def _refuse_programs(path: Path, names: Collection[str]) -> None:
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise RequestError(f"{path}: refused: a TorchScript archive is a program, not weights", next_step=SAVE_WEIGHTS)
+        raise RequestError(f"{path}: refused: a TorchScript archive is a program", next_step=SAVE_WEIGHTS)
     if "archive_format" in names or any(name.startswith("models/") for name in names):
         raise RequestError(f"{path}: refused: {REFUSED['.pt2']}", next_step=SAVE_WEIGHTS)
 
 
 def _find_state(content: object) -> State:
-    """Return the dict of tensors in a loaded checkpoint, looking one wrapper after the other; empty if there is none."""
+    """Return the dict of tensors in a loaded checkpoint, looking into its wrappers; empty if there is none."""
     import torch
 
     if not isinstance(content, Mapping):
@@ -238,7 +240,7 @@ def _publish(path: Path, content: bytes) -> None:
         part.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"{path}: no space left for {len(content)} bytes", next_step="free some and run again") from error
+            raise NoSpace(f"{path}: no space left for {len(content)} bytes", next_step="free some") from error
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -259,13 +261,15 @@ def build(factory: Any, folder: Path) -> torch.nn.Module:
 
     import torch
 
-    if isinstance(factory, str):
-        from edgeexport.data import resolve_reference
+    from edgeexport.data import UserCode, resolve_reference
 
-        factory = resolve_reference(factory, folder)
-    module = copy.deepcopy(factory) if isinstance(factory, torch.nn.Module) else factory
-    if not isinstance(module, torch.nn.Module) and callable(module):
-        module = module()
+    name = factory if isinstance(factory, str) else getattr(factory, "__name__", "the model factory")
+    module = resolve_reference(factory, folder) if isinstance(factory, str) else factory
+    if isinstance(module, torch.nn.Module):
+        module = copy.deepcopy(module)
+    elif callable(module):
+        with UserCode(name, folder):
+            module = module()
     if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"the model factory returned {type(module).__name__}, not a torch.nn.Module")
+        raise ModelError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")
     return module

@@ -71,7 +71,7 @@ def distillation_loss(
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return temperature^2 x KL(teacher || student) of logits (n, classes, ...), averaged over everything but classes."""
+    """Return temperature^2 x KL(teacher || student) of logits (n, classes, ...), averaged over the rest."""
     import torch
     from torch.nn import functional
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# Where `round_to` leaves too little to remove, and for layers narrower than it, widths are multiples of this.
+# Where `round_to` leaves too little to remove, and for layers narrower than it, widths go by this.
 FINE = 8
 
 
@@ -41,9 +41,9 @@ def plan_pruning(
 
     Channels are ranked within their group by `step.criterion`; then, again and again, the group that loses the least
     share of its importance (as -log of what remains) per multiply-accumulate saved gives up its next aligned chunk.
-    Widths become multiples of `round_to`, those of narrower layers multiples of 8. If that cannot reach the goal, layers
-    exactly `round_to` wide go by 8 too, and as a last resort all (the plan's `round_to` says so). Output layers and
-    `locked` ones stay.
+    Widths become multiples of `round_to`, those of narrower layers multiples of 8. If that cannot reach the goal,
+    layers exactly `round_to` wide go by 8 too, and as a last resort all (the plan's `round_to` says so). Output layers
+    and `locked` ones stay.
     Raises RecipeError for an unknown locked layer, ModelError naming the most that can be reached.
     """
     _check_locked(module, step.locked)
@@ -65,9 +65,7 @@ def plan_pruning(
     )
 
 
-def apply_pruning(
-    module: torch.nn.Module, plan: PruningPlan, example: Mapping[str, np.ndarray]
-) -> torch.nn.Module:
+def apply_pruning(module: torch.nn.Module, plan: PruningPlan, example: Mapping[str, np.ndarray]) -> torch.nn.Module:
     """Carry `plan` out on `module`, in place, and return it (in eval mode).
 
     Raises ModelError if a layer is not there, is of another kind or width than planned, or if the result does not
@@ -79,7 +77,8 @@ def apply_pruning(
         kind = "no such layer" if layer is None else f"{type(layer).__name__} of width {_width(layer)}"
         if kind != f"{group.kind} of width {group.width}":
             raise ModelError(
-                f"the pruning plan does not fit: `{group.layer}` is {kind}, the plan says {group.kind} of width {group.width}",
+                f"the pruning plan does not fit: `{group.layer}` is {kind}, "
+                f"the plan says {group.kind} of width {group.width}",
                 next_step="apply it to the network it was made for, before any other pruning",
             )
     flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
@@ -88,7 +87,7 @@ def apply_pruning(
         parameter.requires_grad_(flags[name])
     macs = count_macs(module, example)
     if macs != plan.macs_after:
-        raise ModelError(f"after pruning the network has {macs:,} multiply-accumulates, the plan says {plan.macs_after:,}")
+        raise ModelError(f"the pruned network has {macs:,} multiply-accumulates, the plan says {plan.macs_after:,}")
     return module
 
 
@@ -106,7 +105,7 @@ def retrain(
     progress: Progress = silent,
     steps: int | None = None,
 ) -> TrainingRecord:
-    """Train a pruned module in place: on the outputs of `source` (`step.distil`, the default) or on the labels alone."""
+    """Train a pruned module in place: on the outputs of `source` (`step.distil`, the default) or on labels alone."""
     if step.distil:
         return distill(module, source, data, step=Distill(training=step.training), progress=progress, steps=steps)
     loss = resolve_loss(step.training.loss, data.folder)
@@ -130,7 +129,7 @@ def _what_holds_back(before: int, least: int, refused: Mapping[str, str]) -> str
 
 
 def _width(layer: torch.nn.Module) -> int:
-    width: int = layer.out_features if hasattr(layer, "out_features") else layer.out_channels  # type: ignore[assignment]
+    width: int = getattr(layer, "out_features", 0) or getattr(layer, "out_channels", 0)
     return width
 
 

@@ -1,0 +1,223 @@
+"""The trainer: repeatable to the bit, exact in its steps, honest when it diverges."""
+# ruff: noqa: TID253  tests of torch code
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeexport.errors import DataError, ModelError, RecipeError
+from edgeexport.records.base import to_json
+from edgeexport.records.recipe import Training
+from edgeexport.training import TrainingData, count_steps, crop_flip, one_cycle, resolve_augment, resolve_loss, train
+
+CROSS_ENTROPY = resolve_loss("cross_entropy")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These networks are so small that waiting for a second thread is all it would do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def pictures(count=100):
+    """Two classes that differ in the mean of a colour."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, count)
+    inputs = generator.standard_normal((count, 3, 16, 16)).astype(np.float32)
+    inputs[:, 0] += labels[:, None, None]
+    return TrainingData(inputs, labels.astype(np.int64))
+
+
+def trained(settings, **changes):
+    module = network()
+    record = train(module, pictures(), loss=CROSS_ENTROPY, settings=settings, **changes)
+    return module, record
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_trainings_give_the_same_bits(optimizer):
+    settings = Training(epochs=2, batch_size=16, optimizer=optimizer, learning_rate=0.02, augment="crop-flip")
+    (one, record), (other, again) = trained(settings), trained(settings)
+    assert same(one, other)
+    assert to_json(record) == to_json(again)
+
+
+def test_another_seed_gives_other_weights():
+    (one, _), (other, _) = (trained(Training(batch_size=16, seed=seed)) for seed in (0, 1))
+    assert not same(one, other)
+
+
+def test_the_random_state_of_the_caller_stays():
+    module = network()
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    train(module, pictures(), loss=CROSS_ENTROPY, settings=Training(epochs=0.2, batch_size=16))
+    assert torch.equal(torch.rand(3), wanted)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_training_learns(name):
+    module, record = trained(Training(epochs=8, batch_size=20, optimizer=name, learning_rate=0.03))
+    data = pictures()
+    with torch.no_grad():
+        guesses = module(torch.from_numpy(data.arrays[0])).argmax(1).numpy()
+    assert (guesses == data.labels).mean() > 0.9
+    assert record.final_loss < 0.5
+    assert not module.training
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 3), (1.0, 6), (2.0, 12), (0.001, 1)])
+def test_fractional_epochs_become_an_exact_number_of_steps(epochs, steps):
+    settings = Training(epochs=epochs, batch_size=16)
+    assert count_steps(network(), pictures(96), loss=CROSS_ENTROPY, settings=settings) == steps
+
+
+def test_a_budget_becomes_steps_once_and_the_record_replays_it():
+    settings = Training(budget_minutes=0.003, batch_size=16)
+    first, record = trained(settings)
+    again, replayed = trained(settings, steps=record.steps)
+    assert record.from_budget and not replayed.from_budget
+    assert record.steps == replayed.steps >= 1
+    assert same(first, again)
+
+
+def test_timing_a_budget_leaves_the_module_alone():
+    module = network()
+    before = copy.deepcopy(module)
+    count_steps(module, pictures(), loss=CROSS_ENTROPY, settings=Training(budget_minutes=0.01))
+    assert same(module, before)
+    assert module.training
+
+
+def test_the_record_says_what_was_done():
+    _, record = trained(Training(epochs=0.5, batch_size=16, learning_rate=0.01, seed=3))
+    assert (record.steps, record.epochs, record.samples, record.batch_size) == (3, 0.48, 100, 16)
+    assert (record.learning_rate, record.seed, record.threads) == (0.01, 3, torch.get_num_threads())
+
+
+def test_a_batch_larger_than_the_data_is_the_data():
+    _, record = trained(Training(epochs=1, batch_size=1000))
+    assert (record.steps, record.batch_size) == (1, 100)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_naming_the_step():
+    data = pictures()
+    data.arrays[0][37] = np.inf
+    with pytest.raises(ModelError, match=r"nan at step \d of 6"):
+        train(network(), data, loss=CROSS_ENTROPY, settings=Training(batch_size=16))
+
+
+def test_progress_speaks_at_the_first_and_the_last_step():
+    said = []
+    trained(Training(epochs=1, batch_size=16), progress=lambda text, fraction: said.append((text, fraction)))
+    assert said[0][0].startswith("step 1/6, loss ") and said[0][0].endswith(" left")
+    assert said[-1][1] == 1.0
+
+
+def test_weights_decay_and_biases_and_norms_do_not():
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+
+    def nothing(outputs, batch):
+        return outputs.sum() * 0
+
+    settings = Training(batch_size=100, weight_decay=0.5, learning_rate=0.1)
+    train(module, pictures(), loss=nothing, settings=settings, steps=3)
+    after = module.state_dict()
+    assert after["0.weight"].norm() < before["0.weight"].norm()
+    assert all(torch.equal(after[name], before[name]) for name in ("0.bias", "1.weight", "1.bias", "6.bias"))
+
+
+def test_the_learning_rate_rises_once_and_falls_to_near_zero():
+    rates = [one_cycle(step, 50, 1.0) for step in range(50)]
+    assert rates.index(max(rates)) == 10
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[-1] < 0.01
+
+
+def test_crop_flip_keeps_the_shape_and_shifts_with_zeros():
+    batch = np.ones((64, 1, 32, 32), np.float32)
+    result = crop_flip(batch, np.random.default_rng(0))
+    assert result.shape == batch.shape and result.dtype == np.float32
+    assert set(np.unique(result)) == {0.0, 1.0}
+    assert result.mean(axis=(1, 2, 3)).min() >= (28 / 32) ** 2
+
+
+def test_crop_flip_mirrors_about_every_second_picture():
+    batch = np.tile(np.arange(16, dtype=np.float32), (1000, 1, 16, 1))
+    result = crop_flip(batch, np.random.default_rng(0))
+    assert 430 < (result[:, 0, 8, 4] > result[:, 0, 8, 11]).sum() < 570
+
+
+def test_crop_flip_refuses_what_is_no_picture():
+    with pytest.raises(DataError, match=r"\(4, 12\)"):
+        crop_flip(np.zeros((4, 12), np.float32), np.random.default_rng(0))
+
+
+def test_augmentations_and_losses_of_the_user_are_found_by_reference(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def twice(batch, generator):\n    return batch * 2\n\n\n"
+        "def loss(outputs, batch):\n    return outputs.sum() * 0 + 3\n"
+    )
+    augment = resolve_augment("mine:twice", str(tmp_path))
+    loss = resolve_loss("mine:loss", str(tmp_path))
+    assert augment(np.ones(2), np.random.default_rng(0)).tolist() == [2, 2]
+    assert train(network(), pictures(), loss=loss, settings=Training(batch_size=50)).final_loss == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [(Training(optimizer="lion"), "lion"), (Training(augment="mixup"), "mixup")],
+)
+def test_an_unknown_name_is_an_error(settings, what):
+    with pytest.raises(RecipeError, match=what):
+        trained(settings)
+
+
+def test_an_unknown_loss_is_an_error():
+    with pytest.raises(RecipeError, match="focal"):
+        resolve_loss("focal")
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse", "bce"])
+def test_a_loss_on_labels_says_when_there_are_none(name):
+    data = TrainingData(pictures().arrays[0])
+    with pytest.raises(DataError, match="none"):
+        train(network(), data, loss=resolve_loss(name), settings=Training())
+
+
+def test_data_of_unequal_lengths_is_refused():
+    with pytest.raises(DataError, match=r"\[3, 2\]"):
+        TrainingData(np.zeros((3, 1), np.float32), np.zeros(2, np.int64))
+
+
+def test_no_data_is_refused():
+    with pytest.raises(DataError, match="no training samples"):
+        TrainingData(np.zeros((0, 1), np.float32))
+
+
+def test_a_frozen_module_is_refused():
+    with pytest.raises(ModelError, match="requires_grad"):
+        train(network().requires_grad_(False), pictures(), loss=CROSS_ENTROPY, settings=Training())
