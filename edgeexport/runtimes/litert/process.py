@@ -16,14 +16,16 @@ from typing import Any
 
 from edgeexport import errors
 from edgeexport.errors import EdgeExportError, MachineError, ModelError, UnsupportedOperator
-from edgeexport.runtimes.litert.worker import ERROR_FILE
 
+ERROR_FILE = "error.json"
+JOB_FILE = "job.json"
 SECONDS = 1800.0
 MEMORY_SHARE = 0.8
 _TAIL_LINES = 3
+_MEMORY = re.compile(r"MemoryError|bad_alloc|(?:can't|cannot) allocate memory|memory allocation", re.IGNORECASE)
 # What litert-torch and its MLIR passes say of an operator that they do not have.
 _UNSUPPORTED = (
-    re.compile(r"[Ll]owering not found: (\S+)"),
+    re.compile(r"[Ll]owering not found: ([\w.:]+)"),
     re.compile(r"No lowering (?:found|registered) for \W*([\w.:]+)"),
     re.compile(r"failed to legalize operation '([\w.]+)'"),
     re.compile(r"op is neither a custom op nor a flex op.*?'([\w.]+)'"),
@@ -46,7 +48,7 @@ def run_worker(
     """
     memory_bytes = memory_bytes or int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     job = {"verb": verb, "memory_bytes": memory_bytes, **settings}
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    (folder / JOB_FILE).write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", module, str(folder)]
     try:
         done = subprocess.run(
@@ -69,12 +71,12 @@ def _failure(folder: Path, verb: str, *, code: int, stderr: str, memory_bytes: i
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the machine may be out of memory" if name == "SIGKILL" else "leave out the layer it names, or report it"
         return MachineError(f"the LiteRT converter ({verb}) died of {name}: {tail}", next_step=hint)
-    if "MemoryError" in stderr or "bad_alloc" in stderr or "can't allocate memory" in stderr:
+    if _MEMORY.search(stderr):
         return MachineError(f"the LiteRT converter ({verb}) needs more than {memory_bytes / 1e9:.1f} GB: {tail}")
     for pattern in _UNSUPPORTED:
         match = pattern.search(stderr)
         if match:
-            name = match.group(1).strip("'\"`.,")
+            name = match.group(1)
             return UnsupportedOperator(
                 f"LiteRT has no lowering of {name!r}", next_step="replace that layer, or use an ort target"
             )

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport.errors import EdgeExportError
-
-ERROR_FILE = "error.json"
-_SETTINGS = "job.json"
+from edgeexport.runtimes.litert.process import ERROR_FILE, JOB_FILE
 
 
 def main(folder: Path) -> int:
     """Do the job in `folder`; 0 when its results stand there, 3 when `error.json` says why not."""
-    settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    settings = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
     limit = int(settings["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
