@@ -49,7 +49,8 @@ def length(function: Function) -> int:
 def long_functions(source: Source) -> Iterator[str]:
     for function in functions(source.tree):
         if length(function) > MAX_FUNCTION:
-            yield f"{source.path}:{function.lineno}: {function.name} has {length(function)} lines (most: {MAX_FUNCTION})"
+            where = f"{source.path}:{function.lineno}: {function.name}"
+            yield f"{where} has {length(function)} lines (most: {MAX_FUNCTION})"
 
 
 def long_files(source: Source) -> Iterator[str]:

@@ -29,7 +29,7 @@ def _program(*names: str) -> Callable[[], bool]:
 
 
 NEEDS: dict[str, Callable[[], bool]] = {
-    "data": lambda: (DATA / "cifar10").is_dir(),
+    "data": (DATA / "cifar10").is_dir,
     "torch": _modules("torch"),
     "ort": _modules("onnx", "onnxruntime"),
     "litert": _modules("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

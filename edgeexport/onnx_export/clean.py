@@ -31,7 +31,7 @@ def clean(model: ModelProto) -> tuple[ModelProto, CleanRecord]:
     from onnx.shape_inference import InferenceError
 
     need("onnxscript", purpose="cleaning an ONNX graph")
-    current = ir.from_proto(model)
+    current = ir.from_proto(strip(model))  # of a copy: onnx-ir writes new names into the tensors it was given
     steps = []
     for name, apply in CLEANUPS:
         before, changed = _count(current), current.clone()

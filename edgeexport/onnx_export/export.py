@@ -60,13 +60,13 @@ def export_module(
     with _evaluating(module):
         call = _call(module, spec, samples=samples)
         feeds = [*samples, {name: value.numpy() for name, value in call.tensors.items()}]
-        expected = [_run(module, each, call) for each in feeds]
+        expected = [_run(module, each, call=call) for each in feeds]
         _check_outputs(expected)
         notes: list[str] = []
         for name, route in routes.ROUTES:
             progress(f"export with {name}", None)
             try:
-                model = _translate(route, module, call, inputs=spec.inputs)
+                model = _translate(route, module, call=call, inputs=spec.inputs)
                 graph.save(_name_batch(model, alone=expected[0], paired=expected[-1]), path)
             except FAILURES as error:
                 notes.append(f"{name} failed: {_brief(error)}")
@@ -82,7 +82,7 @@ def export_module(
     )
 
 
-def _translate(route: Route, module: nn.Module, call: Call, *, inputs: Mapping[str, tuple[int, ...]]) -> ModelProto:
+def _translate(route: Route, module: nn.Module, *, call: Call, inputs: Mapping[str, tuple[int, ...]]) -> ModelProto:
     """Run one route; the result has checked weights, fixed inputs with a free batch, and no traces of where it ran."""
     model = route(module, call)
     kept = {value.name for value in model.graph.input}
@@ -138,7 +138,7 @@ def _other(feeds: Feeds) -> Feeds:
     return {name: np.roll(value, 1, axis=-1) for name, value in feeds.items()}
 
 
-def _run(module: nn.Module, feeds: Feeds, call: Call) -> Outputs:
+def _run(module: nn.Module, feeds: Feeds, *, call: Call) -> Outputs:
     """The network's outputs, by name, as numpy."""
     import torch
 
