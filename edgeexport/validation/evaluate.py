@@ -146,7 +146,7 @@ def save_outputs(path: Path, outputs: Outputs) -> None:
         for index, (name, values) in enumerate(outputs.items()):
             for entry, array in ((f"{index}.npy", values), (f"{index}.name.npy", np.array(name))):
                 buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
                 archive.writestr(zipfile.ZipInfo(entry), buffer.getvalue())
 
 
@@ -159,11 +159,14 @@ def load_outputs(path: Path) -> Outputs:
     try:
         with np.load(path, allow_pickle=False) as archive:
             count = len(archive.files) // 2
-            return {str(archive[f"{index}.name"]): archive[str(index)] for index in range(count)}
+            stored = {str(archive[f"{index}.name"]): archive[str(index)] for index in range(count)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CorruptFile(
             f"{path}: not stored predictions: {error}", next_step="delete it; it is made again"
         ) from error
+    if not stored:
+        raise CorruptFile(f"{path}: not stored predictions: it holds no outputs")
+    return stored
 
 
 def _custom(function: Function, name: str) -> Metric:
