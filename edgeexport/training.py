@@ -98,10 +98,11 @@ def train(
     optimizer = _optimizer(module, settings)
     module.train()
     with _repeatable(settings.seed):
-        for step, batch in enumerate(_batches(data, settings, augment, steps)):
-            value = _one_step(module, optimizer, batch, loss=loss, rate=one_cycle(step, steps, settings.learning_rate))
+        for step, batch in enumerate(_batches(data, settings, augment=augment, steps=steps)):
+            rate = one_cycle(step, steps=steps, peak=settings.learning_rate)
+            value = _one_step(module, optimizer, batch=batch, loss=loss, rate=rate)
             if not math.isfinite(value):
-                raise _diverged(value, step, steps, settings)
+                raise _diverged(f"{value} at step {step + 1} of {steps}", settings)
             losses.append(value)
             clock.tick(step + 1, value)
     module.eval()
@@ -137,15 +138,15 @@ def count_steps(
     seconds: list[float] = []
     with _repeatable(settings.seed):
         start = time.monotonic()
-        for batch in _batches(data, settings, augment, TIMING_STEPS):
-            _one_step(trial, optimizer, batch, loss=loss, rate=0.0)
+        for batch in _batches(data, settings, augment=augment, steps=TIMING_STEPS):
+            _one_step(trial, optimizer, batch=batch, loss=loss, rate=0.0)
             seconds.append(time.monotonic() - start)
             start = time.monotonic()
     middle = sorted(seconds[1:])[len(seconds[1:]) // 2]
     return max(1, int(settings.budget_minutes * 60 / max(middle, 1e-6)))
 
 
-def one_cycle(step: int, steps: int, peak: float) -> float:
+def one_cycle(step: int, *, steps: int, peak: float) -> float:
     """Return the learning rate of `step` (from 0): a linear rise from a tenth of `peak`, then a cosine to near zero."""
     rise = WARM_UP_SHARE * steps
     if step < rise:
@@ -154,7 +155,7 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 def _one_step(
-    module: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, loss: Loss, rate: float
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, *, batch: Batch, loss: Loss, rate: float
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -167,9 +168,9 @@ def _one_step(
     return number
 
 
-def _diverged(value: float, step: int, steps: int, settings: Training) -> ModelError:
+def _diverged(what: str, settings: Training) -> ModelError:
     return ModelError(
-        f"the training loss is {value} at step {step + 1} of {steps} (learning rate {settings.learning_rate:g})",
+        f"the training loss is {what} (learning rate {settings.learning_rate:g})",
         next_step="lower `learning_rate`, and look for extreme values in inputs and targets",
     )
 
@@ -192,7 +193,7 @@ def _optimizer(module: torch.nn.Module, settings: Training) -> torch.optim.Optim
     raise RecipeError(f"unknown optimizer {settings.optimizer!r}", next_step='choose "sgd" or "adamw"')
 
 
-def _batches(data: TrainingData, settings: Training, augment: Augment | None, steps: int) -> Iterator[Batch]:
+def _batches(data: TrainingData, settings: Training, *, augment: Augment | None, steps: int) -> Iterator[Batch]:
     """Yield `steps` full batches from an endless seeded shuffle; none is short, so batch norm never sees one sample."""
     import numpy as np
     import torch

@@ -1,5 +1,4 @@
 """The trainer: repeatable to the bit, exact in its steps, honest when it diverges."""
-# ruff: noqa: TID253  tests of torch code
 
 from __future__ import annotations
 
@@ -99,7 +98,8 @@ def test_a_budget_becomes_steps_once_and_the_record_replays_it():
     settings = Training(budget_minutes=0.003, batch_size=16)
     first, record = trained(settings)
     again, replayed = trained(settings, steps=record.steps)
-    assert record.from_budget and not replayed.from_budget
+    assert record.from_budget
+    assert not replayed.from_budget
     assert record.steps == replayed.steps >= 1
     assert same(first, again)
 
@@ -133,7 +133,8 @@ def test_a_loss_that_is_not_finite_is_an_error_naming_the_step():
 def test_progress_speaks_at_the_first_and_the_last_step():
     said = []
     trained(Training(epochs=1, batch_size=16), progress=lambda text, fraction: said.append((text, fraction)))
-    assert said[0][0].startswith("step 1/6, loss ") and said[0][0].endswith(" left")
+    assert said[0][0].startswith("step 1/6, loss ")
+    assert said[0][0].endswith(" left")
     assert said[-1][1] == 1.0
 
 
@@ -152,15 +153,18 @@ def test_weights_decay_and_biases_and_norms_do_not():
 
 
 def test_the_learning_rate_rises_once_and_falls_to_near_zero():
-    rates = [one_cycle(step, 50, 1.0) for step in range(50)]
+    rates = [one_cycle(step, steps=50, peak=1.0) for step in range(50)]
     assert rates.index(max(rates)) == 10
-    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[-1] < 0.01
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == 1.0
+    assert rates[-1] < 0.01
 
 
 def test_crop_flip_keeps_the_shape_and_shifts_with_zeros():
     batch = np.ones((64, 1, 32, 32), np.float32)
     result = crop_flip(batch, np.random.default_rng(0))
-    assert result.shape == batch.shape and result.dtype == np.float32
+    assert result.shape == batch.shape
+    assert result.dtype == np.float32
     assert set(np.unique(result)) == {0.0, 1.0}
     assert result.mean(axis=(1, 2, 3)).min() >= (28 / 32) ** 2
 

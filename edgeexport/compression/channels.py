@@ -79,15 +79,15 @@ def find_groups(
     for name, layer in module.named_modules():
         if name in seen or not is_weighted(layer) or layer not in graph.module2node:
             continue
-        group = _read_group(graph, layer, names, locked)
+        group = _read_group(graph, layer, names=names, locked=locked)
         seen.update(member.layer for member in group.members if member.side == "out")
         groups.append(group)
     return groups
 
 
-def _read_group(graph: Any, layer: Any, names: Mapping[Any, str], locked: Sequence[str]) -> ChannelGroup:
+def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Sequence[str]) -> ChannelGroup:
     width = layer.weight.shape[0] if not getattr(layer, "transposed", False) else layer.out_channels
-    items = _group(graph, layer, range(width))
+    items = _group(graph, layer, channels=range(width))
     members: list[Member] = []
     blocked, crosses = "", []
     for item in items:
@@ -100,7 +100,7 @@ def _read_group(graph: Any, layer: Any, names: Mapping[Any, str], locked: Sequen
             members.append(Member(names[node.module], side, tuple(map(tuple, indices))))
         elif node.module not in names and "ElementWise" not in type(node.module).__name__:
             crosses.append(type(node.module).__name__.strip("_").removesuffix("Op").lower())
-        blocked = blocked or _blocks(node, names, locked)
+        blocked = blocked or _blocks(node, names=names, locked=locked)
     return ChannelGroup(
         layer=names[layer],
         kind=type(layer).__name__,
@@ -111,7 +111,7 @@ def _read_group(graph: Any, layer: Any, names: Mapping[Any, str], locked: Sequen
     )
 
 
-def _group(graph: Any, layer: Any, channels: Sequence[int]) -> Any:
+def _group(graph: Any, layer: Any, *, channels: Sequence[int]) -> Any:
     """The dependency group of removing these output channels of the layer."""
     handler = graph.get_pruner_of_module(layer).prune_out_channels
     return graph.get_pruning_group(layer, handler, list(channels))
@@ -129,7 +129,7 @@ def _side(graph: Any, dep: Any) -> Literal["out", "in", "norm"] | None:
     return "out" if graph.get_pruner_of_module(layer).prune_out_channels == dep.handler else "in"
 
 
-def _blocks(node: Any, names: Mapping[Any, str], locked: Sequence[str]) -> str:
+def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str]) -> str:
     """Say why a node of the dependency graph keeps its group from being pruned at all, or nothing."""
     layer = node.module
     name = names.get(layer, "")
@@ -154,7 +154,7 @@ def remove(graph: Any, removals: Sequence[Removal]) -> None:
     """Remove channels from the traced module, group after group. Raises ModelError if one drags in more than asked."""
     layers = dict(graph.model.named_modules())
     for name, channels in removals:
-        group = _group(graph, layers[name], channels)
+        group = _group(graph, layers[name], channels=channels)
         if sorted(group[0].idxs) != sorted(channels):
             raise ModelError(f"`{name}`: removing channels {list(channels)} would remove {sorted(group[0].idxs)}")
         group.prune(record_history=False)
@@ -162,23 +162,26 @@ def remove(graph: Any, removals: Sequence[Removal]) -> None:
 
 def mask(graph: Any, removals: Sequence[Removal]) -> None:
     """Zero, in the traced module, every weight that reads a removed channel: it stays, and contributes nothing."""
-    import torch
-
     layers = dict(graph.model.named_modules())
     for name, channels in removals:
-        for item in _group(graph, layers[name], channels):
-            layer = item.dep.target.module
+        for item in _group(graph, layers[name], channels=channels):
             if _side(graph, item.dep) == "in":
-                axis = 0 if getattr(layer, "transposed", False) else 1
-                with torch.no_grad():
-                    layer.weight.index_fill_(axis, torch.tensor(item.idxs), 0.0)
+                _silence(item.dep.target.module, item.idxs)
+
+
+def _silence(layer: Any, channels: Sequence[int]) -> None:
+    import torch
+
+    axis = 0 if getattr(layer, "transposed", False) else 1
+    with torch.no_grad():
+        layer.weight.index_fill_(axis, torch.tensor(channels), 0.0)
 
 
 # What torch and torch-pruning raise when a removal does not fit the code of `forward`.
 MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
 
 
-def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], removals: Sequence[Removal]) -> str:
+def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, removals: Sequence[Removal]) -> str:
     """Return why removing these channels does not give the zero-masked network; empty if it does.
 
     Both are made from a copy with random weights, so that a dead channel cannot hide a wrong index, and compared on

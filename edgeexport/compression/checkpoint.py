@@ -79,7 +79,7 @@ def _read_safetensors(path: Path) -> State:
     try:
         state: State = safetensors.torch.load(path.read_bytes())
         return state
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise CorruptFile(f"{path}: not readable as safetensors: {error}") from error
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def distill(
     student: torch.nn.Module,
     teacher: torch.nn.Module,
-    data: TrainingData,
     *,
+    data: TrainingData,
     step: Distill,
     progress: Progress = silent,
     steps: int | None = None,
@@ -62,7 +62,11 @@ def distillation_loss(
         with torch.no_grad():
             wanted = first_output(teacher(*batch.inputs))
         given = first_output(outputs)
-        soft = soft_loss(given, wanted, temperature) if classes and given.shape[1] > 1 else _squared(given, wanted)
+        soft = (
+            soft_loss(given, wanted, temperature=temperature)
+            if classes and given.shape[1] > 1
+            else _squared(given, wanted)
+        )
         if hard is None:
             return soft
         return soft_share * soft + (1 - soft_share) * hard(outputs, batch)
@@ -70,7 +74,7 @@ def distillation_loss(
     return loss
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
     """Return temperature^2 x KL(teacher || student) of logits (n, classes, ...), averaged over the rest."""
     import torch
     from torch.nn import functional

@@ -59,7 +59,8 @@ def is_weighted(layer: torch.nn.Module) -> bool:
 
 
 def _counter(name: str, counts: dict[str, int]) -> Any:
-    def hook(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def hook(layer: Any, *flow: Any) -> None:
+        inputs, output = flow
         tensor = inputs[0] if getattr(layer, "transposed", False) else output
         channels = tensor.shape[1] if hasattr(layer, "kernel_size") else tensor.shape[-1]
         counts[name] = counts.get(name, 0) + tensor.numel() // channels

@@ -49,23 +49,23 @@ def plan_pruning(
     _check_locked(module, step.locked)
     before = count_macs(module, example)
     goal = math.floor(before / step.macs) if goal is None else goal
-    groups, refused = _safe_groups(module, example, step, progress)
-    scores = {group.layer: _importance(module, group, step, order) for order, group in enumerate(groups)}
+    groups, refused = _safe_groups(module, example, step=step, progress=progress)
+    scores = {group.layer: _importance(module, group, step=step, order=order) for order, group in enumerate(groups)}
     least = before
     for grid in _grids(step.round_to):
         price = _Price(module, positions(module, example))
-        chosen, after = _choose(price, groups, scores, goal=goal, grid=grid)
+        chosen, after = _choose(price, groups, scores=scores, goal=goal, grid=grid)
         least = min(least, after)
         if after <= goal:
             return PruningPlan(step.criterion, grid.round_to, before, after, chosen, refused)
     raise ModelError(
         f"pruning cannot reach {before / goal:.2f} times fewer multiply-accumulates ({goal:,} of {before:,}): "
         f"the channels that may go leave {least:,} ({before / least:.2f} times)",
-        next_step=_what_holds_back(before, least, refused),
+        next_step=_what_holds_back(before / least, refused),
     )
 
 
-def apply_pruning(module: torch.nn.Module, plan: PruningPlan, example: Mapping[str, np.ndarray]) -> torch.nn.Module:
+def apply_pruning(module: torch.nn.Module, plan: PruningPlan, *, example: Mapping[str, np.ndarray]) -> torch.nn.Module:
     """Carry `plan` out on `module`, in place, and return it (in eval mode).
 
     Raises ModelError if a layer is not there, is of another kind or width than planned, or if the result does not
@@ -99,15 +99,15 @@ def round_goals(macs: int, step: Prune) -> tuple[int, ...]:
 def retrain(
     module: torch.nn.Module,
     source: torch.nn.Module,
-    data: TrainingData,
     *,
+    data: TrainingData,
     step: Prune,
     progress: Progress = silent,
     steps: int | None = None,
 ) -> TrainingRecord:
     """Train a pruned module in place: on the outputs of `source` (`step.distil`, the default) or on labels alone."""
     if step.distil:
-        return distill(module, source, data, step=Distill(training=step.training), progress=progress, steps=steps)
+        return distill(module, source, data=data, step=Distill(training=step.training), progress=progress, steps=steps)
     loss = resolve_loss(step.training.loss, data.folder)
     return train(module, data, loss=loss, settings=step.training, progress=progress, steps=steps)
 
@@ -123,8 +123,8 @@ def _check_locked(module: torch.nn.Module, locked: Sequence[str]) -> None:
             )
 
 
-def _what_holds_back(before: int, least: int, refused: Mapping[str, str]) -> str:
-    text = f"ask for macs = {math.floor(before / least * 100) / 100} or less"
+def _what_holds_back(reached: float, refused: Mapping[str, str]) -> str:
+    text = f"ask for macs = {math.floor(reached * 100) / 100} or less"
     return text + "".join(f"; `{name}` stays: {reason}" for name, reason in list(refused.items())[:3])
 
 
@@ -152,7 +152,7 @@ def _grids(round_to: int) -> tuple[Grid, ...]:
 
 
 def _safe_groups(
-    module: torch.nn.Module, example: Mapping[str, np.ndarray], step: Prune, progress: Progress
+    module: torch.nn.Module, example: Mapping[str, np.ndarray], *, step: Prune, progress: Progress
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups proven safe to prune, and layer -> reason for the others. Too narrow ones are in neither."""
     groups = find_groups(module, example, locked=step.locked)
@@ -161,7 +161,7 @@ def _safe_groups(
 
     def prove(candidates: Sequence[ChannelGroup]) -> str:
         progress(f"proving {len(candidates)} channel groups", None)
-        return disproof(module, example, [(group.layer, _probe(group)) for group in candidates])
+        return disproof(module, example, removals=[(group.layer, _probe(group)) for group in candidates])
 
     safe, failed = _sieve(free, prove)
     for group, reason in failed:
@@ -200,7 +200,7 @@ def _sieve(
     return safe, failed
 
 
-def _importance(module: torch.nn.Module, group: ChannelGroup, step: Prune, order: int) -> np.ndarray:
+def _importance(module: torch.nn.Module, group: ChannelGroup, *, step: Prune, order: int) -> np.ndarray:
     """Return the importance of each channel, mean 1 in every layer that makes them, averaged over these layers.
 
     l1, l2: norm of the filter that makes it (Li et al. 2017, arXiv:1608.08710). bn_scale: size of the batch norm's
@@ -274,8 +274,8 @@ class _Price:
 def _choose(
     price: _Price,
     groups: Sequence[ChannelGroup],
-    scores: Mapping[str, np.ndarray],
     *,
+    scores: Mapping[str, np.ndarray],
     goal: int,
     grid: Grid,
 ) -> tuple[tuple[PruningGroup, ...], int]:

@@ -31,7 +31,7 @@ def load_torch(
     if weights is None and spec.weights is not None:
         load_weights(module, (folder / expand(spec.weights)).resolve())
     for plan in plans:
-        apply_pruning(module, plan, example_feeds(spec.inputs))
+        apply_pruning(module, plan, example=example_feeds(spec.inputs))
     if weights is not None:
         load_weights(module, weights)
     return module.eval()

@@ -1,5 +1,4 @@
 """Tiny networks in the shapes that pruning meets, and the zero-masked twin that a pruned one must equal."""
-# ruff: noqa: TID253  networks are classes, and their base is torch's
 
 from __future__ import annotations
 

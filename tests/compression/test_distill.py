@@ -1,5 +1,4 @@
 """Distillation: the loss of the paper, a teacher that stays as it is, labels that may be missing."""
-# ruff: noqa: TID253  tests of torch code
 
 from __future__ import annotations
 
@@ -38,14 +37,16 @@ def test_the_soft_loss_is_the_divergence_written_out():
     student, teacher = np.array([[1.0, 2.0, 0.5]]), np.array([[0.0, 3.0, -1.0]])
     p, q = (np.exp(x / 4) / np.exp(x / 4).sum() for x in (teacher, student))
     wanted = 16 * (p * np.log(p / q)).sum()
-    assert float(soft_loss(torch.from_numpy(student), torch.from_numpy(teacher), 4.0)) == pytest.approx(wanted)
+    assert float(soft_loss(torch.from_numpy(student), torch.from_numpy(teacher), temperature=4.0)) == pytest.approx(
+        wanted
+    )
 
 
 def test_soft_and_hard_parts_are_mixed_by_their_share():
     teacher, inputs, labels = classifier(0), torch.randn(8, 4), torch.arange(8) % 3
     batch, given = Batch((inputs,), labels), torch.randn(8, 3)
     hard = resolve_loss("cross_entropy")
-    soft = soft_loss(given, teacher(inputs), 2.0)
+    soft = soft_loss(given, teacher(inputs), temperature=2.0)
     mixed = distillation_loss(teacher, temperature=2.0, soft_share=0.7, hard=hard)(given, batch)
     assert float(mixed.detach()) == pytest.approx(float((0.7 * soft + 0.3 * hard(given, batch)).detach()), rel=1e-5)
 
@@ -54,7 +55,7 @@ def test_soft_and_hard_parts_are_mixed_by_their_share():
 def test_a_student_learns_its_teacher_with_and_without_labels(labelled):
     teacher, student = classifier(0), classifier(1)
     labels = outputs(teacher).argmax(1).numpy() if labelled else None
-    distill(student, teacher, rows(labels), step=Distill(training=TRAINING))
+    distill(student, teacher, data=rows(labels), step=Distill(training=TRAINING))
     agree = (outputs(student).argmax(1) == outputs(teacher).argmax(1)).float().mean()
     assert agree > 0.9
 
@@ -62,21 +63,21 @@ def test_a_student_learns_its_teacher_with_and_without_labels(labelled):
 def test_a_single_output_is_matched_by_its_value():
     teacher, student = classifier(0, classes=1), classifier(1, classes=1)
     before = nn.functional.mse_loss(outputs(student), outputs(teacher))
-    distill(student, teacher, rows(), step=Distill(training=TRAINING))
+    distill(student, teacher, data=rows(), step=Distill(training=TRAINING))
     assert nn.functional.mse_loss(outputs(student), outputs(teacher)) < before / 10
 
 
 def test_the_teacher_stays_as_it_is_and_in_eval_mode():
     teacher = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
     before = copy.deepcopy(teacher.state_dict())
-    distill(classifier(1), teacher, rows(), step=Distill(training=Training(batch_size=64)))
+    distill(classifier(1), teacher, data=rows(), step=Distill(training=Training(batch_size=64)))
     assert not teacher.training
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
 def test_a_student_may_be_its_own_teacher():
     student = classifier(0)
-    record = distill(student, student, rows(), step=Distill(training=Training(batch_size=64, weight_decay=0.0)))
+    record = distill(student, student, data=rows(), step=Distill(training=Training(batch_size=64, weight_decay=0.0)))
     assert record.final_loss == pytest.approx(0.0, abs=1e-6)
 
 
@@ -88,6 +89,7 @@ def test_the_teacher_sees_the_augmented_batch():
             seen.append(float(x.abs().max()))
             return x[:, :3]
 
-    data = TrainingData(rows().arrays[0], augment=lambda batch, generator: batch * 0)
-    distill(classifier(1), Teacher(), data, step=Distill(training=Training(batch_size=64)))
-    assert seen and max(seen) == 0.0
+    data = TrainingData(rows().arrays[0], augment=lambda batch, _: batch * 0)
+    distill(classifier(1), Teacher(), data=data, step=Distill(training=Training(batch_size=64)))
+    assert seen
+    assert max(seen) == 0.0

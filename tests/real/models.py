@@ -51,7 +51,8 @@ class ResNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.bn1(self.conv1(image)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(torch.mean(x, dim=(2, 3)))
+        logits: torch.Tensor = self.linear(torch.mean(x, dim=(2, 3)))
+        return logits
 
 
 def _stage(channels_in: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
