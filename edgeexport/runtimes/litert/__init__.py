@@ -96,10 +96,12 @@ class LiteRT:
         write_samples(real_probes(job.samples()), folder)
         parts = [job.spine, *sorted(folder.glob("sample-*.npz"))]
         key = digest([file_digest(path) for path in parts])
-        if self._last is None or self._last[0] != key:
+        last = self._last
+        if last is None or last[0] != key:
             run_worker(folder, "lower", settings={"spine": str(job.spine.resolve())})
             self._last = (key, {name: (folder / name).read_bytes() for name in (FLOAT_FILE, PAIRS_FILE)})
-        for name, content in self._last[1].items():
+            return
+        for name, content in last[1].items():
             (folder / name).write_bytes(content)
 
 
