@@ -129,19 +129,23 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def score_text(score: Score | None) -> str:
-    """Return e.g. "83.20 %", or a dash."""
+    """Return e.g. "83.20 %" (a score in points is a share in %), or a dash."""
     if score is None:
         return "–"
     value = f"{score.value:.2f}" if abs(score.value) >= 10 else f"{score.value:.4f}"
-    return f"{value} {score.unit}".rstrip()
+    return f"{value} {'%' if score.unit == 'points' else score.unit}".rstrip()
 
 
 def drop_text(drop: Drop | None) -> str:
     """Return e.g. "0.40 [-0.20, 1.00]": what was lost against the source, with its 95 % interval."""
-    if drop is None:
-        return "–"
+    return "–" if drop is None else " ".join(drop_parts(drop))
+
+
+def drop_parts(drop: Drop) -> tuple[str, str]:
+    """Return a drop and its interval as text of the same number of places."""
     places = 2 if max(abs(drop.value), abs(drop.low), abs(drop.high)) >= 0.1 else 4
-    return f"{drop.value:.{places}f} [{drop.low:.{places}f}, {drop.high:.{places}f}]"
+    value, low, high = (f"{figure + 0.0:.{places}f}" for figure in (drop.value, drop.low, drop.high))
+    return value, f"[{low}, {high}]"
 
 
 def ratio_text(ratio: float | None) -> str:
@@ -164,12 +168,11 @@ def memory_text(row: Row) -> str:
 def limit_figures(limit: LimitVerdict) -> tuple[str, str, str]:
     """Return (figure, where its interval ends, bar) of a limit as text with units."""
     if limit.limit == "never_larger":
-        texts = [None if value is None else value / MB for value in (limit.value, limit.bound, limit.bar)]
-        unit = " MB"
+        share, unit = MB, " MB"
     else:
-        texts, unit = [limit.value, limit.bound, limit.bar], _UNITS.get(limit.limit, "")
-    value, bound, bar = ("–" if text is None else number(text) + unit for text in texts)
-    return value, bound, bar
+        share, unit = 1.0, _UNITS.get(limit.limit, "")
+    value, bound = ("–" if text is None else number(text / share) + unit for text in (limit.value, limit.bound))
+    return value, bound, "–" if limit.bar is None else f"{limit.bar / share:.4g}{unit}"
 
 
 def outcome(result: TargetResult) -> str:

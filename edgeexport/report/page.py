@@ -14,6 +14,7 @@ from edgeexport.report.figures import (
     LIMIT_NAMES,
     Ladder,
     classes,
+    drop_parts,
     drop_text,
     ladders,
     latency_text,
@@ -40,6 +41,7 @@ def html(run: RunRecord) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "ratio": ratio_text, "score": score_text, "drop": drop_text}
     environment.filters |= {"short": _short, "parity": parity_text, "latency": latency_text, "memory": memory_text}
+    environment.filters["drop_parts"] = drop_parts
     source = (importlib.resources.files(__package__) / TEMPLATE).read_text(encoding="utf-8")
     targets = [_target(run, ladder) for ladder in ladders(run)]
     return environment.from_string(source).render(run=run, targets=targets, samples=samples(run))
@@ -61,6 +63,7 @@ def _target(run: RunRecord, ladder: Ladder) -> dict[str, Any]:
             for limit in (result.verdict.limits if result is not None and result.verdict is not None else ())
         ],
         "tried": [row.rung for row in ladder.rows if row.rung.status in ("rolled back", "not chosen")],
+        "notes": [(row.rung.name, note) for row in ladder.rows for note in row.rung.notes],
         "lineage": lineage(run, result.target) if result is not None else [],
         "conditions": _conditions(result.measurement) if result is not None else [],
         "classes": classes(result)[:MOST_CLASSES] if result is not None else [],

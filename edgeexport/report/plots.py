@@ -94,8 +94,8 @@ def _panel(panel: Panel, rows: Sequence[Row], *, left: int) -> list[str]:
     for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
         parts.append(_figure(panel, row, span=span, x=x, place=(left, _middle(index))))
     if known and panel.dots:
-        parts.append(f'<text class="tick" x="{left}" y="{bottom + 15}">{escape(number(low, 4))}</text>')
-        parts.append(f'<text class="tick end" x="{left + room}" y="{bottom + 15}">{escape(number(high, 4))}</text>')
+        parts.append(f'<text class="tick" x="{left}" y="{bottom + 15}">{escape(number(low))}</text>')
+        parts.append(f'<text class="tick end" x="{left + room}" y="{bottom + 15}">{escape(number(high))}</text>')
     elif known:
         parts.append(f'<text class="tick" x="{left}" y="{bottom + 15}">0</text>')
         parts.append(f'<text class="tick end" x="{left + room}" y="{bottom + 15}">{escape(number(high, 2))}</text>')
