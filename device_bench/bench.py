@@ -11,12 +11,12 @@ runtime     "onnxruntime", "ai_edge_litert" or "tflite_runtime"
 model       path; `sha256`, when given, must be its digest
 inputs      one object for each sample: input name -> .npy file; samples are taken in turn
 goldens     for the first samples: {"outputs": {name: .npy}, "tolerance": {name: largest |difference|}}
-threads     of the runtime (default 1); options: session options, as plain JSON
+threads     of the runtime (default 1); options: how to open the model, as plain JSON
 warmup      {"iterations", "seconds"}: at least both; timed: the same, and "cap_seconds", "cap_iterations"
 outputs_to  folder for the outputs
 
-The rule: in the timed loop nothing happens but the inference. Filling the input tensors of a TFLite interpreter is
-outside the clock (as in its own benchmark tool); onnxruntime takes its inputs inside `run`.
+The rule: the clock runs around the inference alone. A TFLite interpreter's inputs are filled outside it (as in its own
+benchmark tool); onnxruntime takes them inside `run`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import array
 import gc
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -42,22 +43,16 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-LITERT_OPTIONS = ("experimental_default_delegate_latest_features", "experimental_disable_delegate_clustering")
 
 
 class BenchError(Exception):
-    """The job cannot be done. `kind` is job, file, digest, runtime_missing, load, run or internal."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    """(kind, message): the kind is job, digest, runtime_missing, load, run or wrong_outputs."""
 
 
 class Answer:
-    """The one line on the real stdout. `stage` says what was being done when a runtime raised."""
+    """The one line on the real stdout; all else, also from C++, goes to stderr. `stage`: what a runtime was doing."""
 
     def __init__(self) -> None:
-        """Keep stdout for the answer and send whatever else is printed, also by C++ code, to stderr."""
         self.stage = "job"
         self.stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
@@ -65,61 +60,47 @@ class Answer:
 
     def write(self, content: dict[str, Any]) -> None:
         """Write the line: the only one."""
-        self.stream.write(json.dumps(content) + "\n")
-        self.stream.close()
+        with self.stream as stream:
+            stream.write(json.dumps(content) + "\n")
 
     def fail(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Be `sys.excepthook`: whatever goes wrong becomes a JSON error; Python then exits with 1."""
         traceback.print_exception(kind, error, trace, file=sys.stderr)
-        ours = isinstance(error, BenchError)
-        details = {"kind": getattr(error, "kind", self.stage) if ours else self.stage,
-                   "message": str(error) if ours else f"{kind.__name__}: {error}"}
-        self.write({"protocol": PROTOCOL, "error": details})
+        named, message = error.args if isinstance(error, BenchError) else (self.stage, f"{kind.__name__}: {error}")
+        self.write({"protocol": PROTOCOL, "error": {"kind": named, "message": message}})
 
 
 class OrtSession:
-    """A model in onnxruntime, on the CPU."""
+    """A model in onnxruntime, on the CPU. Options: attributes of SessionOptions, and `config_entries`."""
 
     def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
-        import onnxruntime as ort
-
-        del module
+        ort = __import__(module)
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
         settings.log_severity_level = 3
-        for key, value in options.items():
-            self._set(settings, key, value)
+        for key, value in dict(options.pop("config_entries", {})).items():
+            settings.add_session_config_entry(key, str(value))
+        for key, value in dict(options, intra_op_num_threads=threads, inter_op_num_threads=1).items():
+            if key not in dir(settings):
+                raise BenchError("job", f"onnxruntime has no session option {key!r}")
+            if key == "graph_optimization_level":
+                named = "DISABLE_ALL" if value == "disable" else f"ENABLE_{value.upper()}"
+                settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{named}")
+            else:
+                setattr(settings, key, value)
         self.session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self.requested, self.actual = "CPUExecutionProvider", self.session.get_providers()[0]
         self.threads = settings.intra_op_num_threads
         self.into = {item.name: item.name for item in self.session.get_inputs()}
         self.arity = len(self.into)
         self.output_names = [item.name for item in self.session.get_outputs()]
-        self.feeds: Sample = {}
-        self.results: list[Any] = []
-
-    @staticmethod
-    def _set(settings: Any, key: str, value: Any) -> None:
-        """Options with a dot are configuration entries; the others are attributes of SessionOptions."""
-        import onnxruntime as ort
-
-        enums = {"graph_optimization_level": ort.GraphOptimizationLevel, "execution_mode": ort.ExecutionMode}
-        if "." in key:
-            settings.add_session_config_entry(key, str(value))
-        elif key in enums and isinstance(value, str):
-            setattr(settings, key, getattr(enums[key], value))
-        elif key in dir(settings):
-            setattr(settings, key, value)
-        else:
-            raise BenchError("job", f"onnxruntime has no session option {key!r}")
 
     def put(self, sample: Sample) -> None:
         """Choose the sample that `call` runs."""
-        self.feeds = sample
+        self.feeds: Sample = sample
 
     def call(self) -> None:
         """Run one inference."""
-        self.results = self.session.run(None, self.feeds)
+        self.results: list[Any] = self.session.run(None, self.feeds)
 
     def outputs(self) -> Sample:
         """Return what the last call gave, by name."""
@@ -130,24 +111,19 @@ class TfliteSession:
     """A model in LiteRT, or in tflite-runtime, which has the same interpreter. Known by tensor and signature names."""
 
     def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
-        unknown = sorted(set(options) - set(LITERT_OPTIONS))
-        if unknown:
-            raise BenchError("job", f"{module}: unknown options {unknown}; known: {LITERT_OPTIONS}")
-        interpreter = __import__(module + ".interpreter", fromlist=["Interpreter"]).Interpreter
-        self.interpreter = interpreter(model_path=path, num_threads=threads, **options)
+        interpreter = __import__(module, fromlist=["Interpreter"]).Interpreter
+        self.interpreter = interpreter(**dict(options, model_path=path, num_threads=threads))
         self.interpreter.allocate_tensors()
         self.requested = self.actual = "cpu"
         self.threads = threads
         self.into = {item["name"]: item["index"] for item in self.interpreter.get_input_details()}
         self.out = {item["name"]: item["index"] for item in self.interpreter.get_output_details()}
-        self.arity, self.output_names = len(self.into), list(self.out)
+        self.arity = len(self.into)
         self.call: Callable[[], None] = self.interpreter.invoke
         if len(self.interpreter.get_signature_list()) == 1:
             runner = self.interpreter.get_signature_runner()
-            named = {name: item["index"] for name, item in runner.get_output_details().items()}
             self.into.update((name, item["index"]) for name, item in runner.get_input_details().items())
-            self.out.update(named)
-            self.output_names = list(named)
+            self.out.update((name, item["index"]) for name, item in runner.get_output_details().items())
 
     def put(self, sample: Sample) -> None:
         """Fill the input tensors."""
@@ -174,31 +150,30 @@ def runtime_version(runtime: str) -> str:
         __import__(RUNTIMES[runtime][0])
     except ImportError as error:
         raise BenchError("runtime_missing", f"{runtime}: {error}") from error
-    from importlib.metadata import version
-
-    return version(runtime.replace("_", "-"))
+    return importlib.metadata.version(runtime.replace("_", "-"))
 
 
-def open_session(job: Job, answer: Answer, samples: list[Sample]) -> Any:
-    """Check the file's digest, import the runtime, load the model, see that the samples fit its inputs."""
+def open_session(job: Job, answer: Answer) -> Any:
+    """Check the file's digest, read the samples, import the runtime, load the model. The session knows what it cost."""
     runtime, path, threads = str(job.get("runtime")), str(job.get("model")), int(job.get("threads", 1))
     actual = file_digest(path)
     expected = str(job.get("sha256") or actual)
     if "sha256:" + expected.rpartition(":")[2] != actual:
         raise BenchError("digest", f"{path} is not the model asked for: expected {expected}, is {actual}")
-    start = time.perf_counter_ns()
+    samples = [read_arrays(files) for files in job.get("inputs") or []]
     version = runtime_version(runtime)
-    imported = time.perf_counter_ns()
-    answer.stage = "load"
-    session = RUNTIMES[runtime][1](path, threads, dict(job.get("options") or {}), module=runtime)
-    session.load_ms = (time.perf_counter_ns() - imported) / 1e6
-    answer.stage = "run"
+    before, method = peak_bytes()
+    answer.stage, start, (module, kind) = "load", time.perf_counter_ns(), RUNTIMES[runtime]
+    session = kind(path, threads, dict(job.get("options") or {}), module=module)
+    session.load_ms = (time.perf_counter_ns() - start) / 1e6
+    session.memory = {"method": method, "before_load_bytes": before, "after_load_bytes": peak_bytes()[0]}
+    answer.stage, session.samples = "run", samples
     session.facts = {
-        "runtime": runtime, "runtime_version": version, "model_digest": actual, "import_ms": (imported - start) / 1e6,
+        "runtime": runtime, "runtime_version": version, "model_digest": actual,
         "threads": {"requested": threads, "actual": session.threads},
         "accelerator": {"requested": session.requested, "actual": session.actual},
     }
-    for sample in samples:
+    for sample in samples or [{}]:
         if len(sample) != session.arity or not set(sample) <= set(session.into):
             raise BenchError("job", f"inputs {sorted(sample)} given, the model has {sorted(session.into)}")
     return session
@@ -207,12 +182,9 @@ def open_session(job: Job, answer: Answer, samples: list[Sample]) -> Any:
 def file_digest(path: str) -> str:
     """Return `sha256:<hex>` of a file, read in pieces so that it does not count as memory."""
     digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as stream:
-            for piece in iter(lambda: stream.read(1 << 16), b""):
-                digest.update(piece)
-    except OSError as error:
-        raise BenchError("file", str(error)) from error
+    with Path(path).open("rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 16), b""):
+            digest.update(piece)
     return "sha256:" + digest.hexdigest()
 
 
@@ -220,34 +192,22 @@ def read_arrays(files: dict[str, str]) -> Sample:
     """Read .npy files; nothing pickled is accepted."""
     import numpy as np
 
-    try:
-        return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
-    except (OSError, ValueError) as error:
-        raise BenchError("file", f"{sorted(files.values())}: {error}") from error
+    return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
-def read_samples(job: Job) -> list[Sample]:
-    """Read all samples: at least one."""
-    samples = [read_arrays(files) for files in job.get("inputs") or []]
-    if not samples:
-        raise BenchError("job", "no inputs: a measurement needs at least one real sample")
-    return samples
-
-
-def check_goldens(job: Job, session: Any, samples: list[Sample]) -> dict[str, Any]:
-    """Compare outputs with the goldens; `passed` is None when there are none."""
-    goldens = list(job.get("goldens") or [])[: len(samples)]
-    verdict: dict[str, Any] = {"checked": len(goldens), "passed": True if goldens else None, "max_abs": 0.0}
+def check_goldens(job: Job, session: Any, when: str) -> dict[str, Any]:
+    """Compare outputs with the goldens. Wrong ones end the job: what comes of it would be no measurement."""
+    goldens, worst = list(job.get("goldens") or [])[: len(session.samples)], 0.0
     for index, golden in enumerate(goldens):
-        session.put(samples[index])
+        session.put(session.samples[index])
         session.call()
         outputs = session.outputs()
         for name, expected in read_arrays(golden["outputs"]).items():
             reason, largest = compare(outputs.get(name), expected, float(golden.get("tolerance", {}).get(name, 0.0)))
-            verdict["max_abs"] = max(verdict["max_abs"], largest)
+            worst = max(worst, largest)
             if reason:
-                verdict.update(passed=False, reason=f"sample {index}, output {name!r}: {reason}")
-    return verdict
+                raise BenchError("wrong_outputs", f"{when}: output {name!r} of sample {index} {reason}")
+    return {"checked": len(goldens), "max_abs": worst}
 
 
 def compare(actual: Any, expected: Any, allowed: float) -> tuple[str, float]:
@@ -256,12 +216,11 @@ def compare(actual: Any, expected: Any, allowed: float) -> tuple[str, float]:
 
     if actual is None:
         return "is not among the outputs", 0.0
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return f"is {actual.dtype} {actual.shape}, expected {expected.dtype} {expected.shape}", 0.0
-    if not np.isfinite(actual.astype(np.float64)).all():
+    if not np.isfinite(actual).all():
         return "is not finite", 0.0
-    gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-    largest = float(gap.max()) if gap.size else 0.0
+    largest = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
     return ("" if largest <= allowed else f"differs by {largest:.6g}, allowed {allowed:.6g}"), largest
 
 
@@ -285,21 +244,22 @@ def sentinel(repeats: int = 5) -> list[int]:
     return times[1:]
 
 
-def warm_up(session: Any, samples: list[Sample], plan: dict[str, Any]) -> dict[str, Any]:
+def warm_up(session: Any, plan: dict[str, Any]) -> dict[str, Any]:
     """Run at least so many inferences and seconds, apart from what is timed."""
     start, count = time.perf_counter(), 0
     while count < int(plan.get("iterations", 10)) or time.perf_counter() - start < float(plan.get("seconds", 0)):
-        session.put(samples[count % len(samples)])
+        session.put(session.samples[count % len(session.samples)])
         session.call()
         count += 1
     return {"iterations": count, "seconds": time.perf_counter() - start}
 
 
-def timed_loop(session: Any, samples: list[Sample], plan: dict[str, Any]) -> list[int]:
+def timed_loop(session: Any, plan: dict[str, Any]) -> list[int]:
     """Time inference after inference: at least `iterations` and `seconds`, at most the caps. Nanoseconds each."""
     least, capacity = int(plan.get("iterations", 64)), int(plan.get("cap_iterations", 1_000_000))
     stamps = array.array("q", bytes(8 * capacity))
-    put, call, clock, many, count = session.put, session.call, time.perf_counter_ns, len(samples), 0
+    put, call, clock = session.put, session.call, time.perf_counter_ns
+    samples, many, count = session.samples, len(session.samples), 0
     stop = began = clock()
     enough = began + int(float(plan.get("seconds", 1)) * 1e9)
     cap = began + int(float(plan.get("cap_seconds", 60)) * 1e9)
@@ -314,32 +274,26 @@ def timed_loop(session: Any, samples: list[Sample], plan: dict[str, Any]) -> lis
 
 
 def time_model(job: Job, answer: Answer) -> dict[str, Any]:
-    """Mode `time`. With wrong outputs before or after, the answer has `invalid` and no times."""
-    samples, before, sentinel_before = read_samples(job), conditions(), sentinel()
-    session = open_session(job, answer, samples)
-    session.put(samples[0])
+    """Mode `time`: load, first inference, warm-up and raw iterations, between two runs of the sentinel."""
+    before, sentinel_before = conditions(), sentinel()
+    session = open_session(job, answer)
+    session.put(session.samples[0])
     start = time.perf_counter_ns()
     session.call()
     first_ms = (time.perf_counter_ns() - start) / 1e6
-    golden = check_goldens(job, session, samples)
-    if golden["passed"] is False:
-        return dict(session.facts, invalid=["wrong outputs before timing: " + golden["reason"]])
-    warm = warm_up(session, samples, job.get("warmup") or {})
+    golden = check_goldens(job, session, "before timing")
+    warm = warm_up(session, job.get("warmup") or {})
     gc.collect()
     gc.disable()
     wall, cpu = time.perf_counter(), time.process_time()
-    iterations = timed_loop(session, samples, job.get("timed") or {})
+    iterations = timed_loop(session, job.get("timed") or {})
     timed = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     gc.enable()
-    golden_after = check_goldens(job, session, samples)
-    if golden_after["passed"] is False:
-        return dict(session.facts, invalid=["wrong outputs after timing: " + golden_after["reason"]])
-    clock = time.get_clock_info("perf_counter")
+    golden = check_goldens(job, session, "after timing")
     return dict(
         session.facts, load_ms=session.load_ms, first_ms=first_ms, warmup=warm, timed=timed, iterations_ns=iterations,
-        sentinel={"before_ns": sentinel_before, "after_ns": sentinel()},
-        goldens={"before": golden, "after": golden_after},
-        clock={"name": clock.implementation, "resolution_ns": clock.resolution * 1e9},
+        sentinel={"before_ns": sentinel_before, "after_ns": sentinel()}, goldens=golden,
+        clock={"resolution_ns": time.get_clock_info("perf_counter").resolution * 1e9},
         environment={"before": before, "after": conditions()},
     )
 
@@ -348,51 +302,40 @@ def write_outputs(job: Job, answer: Answer) -> dict[str, Any]:
     """Mode `outputs`: write `<sample>.<output>.npy` into `outputs_to`, and return their names and digests."""
     import numpy as np
 
-    samples, folder, written = read_samples(job), Path(str(job["outputs_to"])), []
-    session = open_session(job, answer, samples)
+    session, folder = open_session(job, answer), Path(str(job["outputs_to"]))
+    written: list[dict[str, Any]] = [{} for _ in session.samples]
     folder.mkdir(parents=True, exist_ok=True)
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(session.samples):
         session.put(sample)
         session.call()
-        outputs, entry = session.outputs(), {}
-        for place, name in enumerate(session.output_names):
+        for place, (name, value) in enumerate(sorted(session.outputs().items())):
             path = folder / f"{index}.{place}.npy"
-            np.save(str(path), outputs[name], allow_pickle=False)
-            entry[name] = {"file": path.name, "digest": file_digest(str(path))}
-        written.append(entry)
+            np.save(str(path), value, allow_pickle=False)
+            written[index][name] = {"file": path.name, "digest": file_digest(str(path))}
     return dict(session.facts, outputs=written)
 
 
 def memory_use(job: Job, answer: Answer) -> dict[str, Any]:
     """Mode `memory`: peak resident bytes of this process before the model is loaded, and after some inferences."""
-    samples = read_samples(job)
-    runtime_version(str(job.get("runtime")))
-    before, method = peak_bytes()
-    session = open_session(job, answer, samples)
-    loaded, _ = peak_bytes()
-    done = warm_up(session, samples, {"iterations": (job.get("timed") or {}).get("iterations", 10)})
-    peak, _ = peak_bytes()
-    golden = check_goldens(job, session, samples)
-    if golden["passed"] is False:
-        return dict(session.facts, invalid=["wrong outputs: " + golden["reason"]])
-    memory = {"method": method, "before_load_bytes": before, "after_load_bytes": loaded, "peak_bytes": peak}
-    return dict(session.facts, memory=dict(memory, iterations=done["iterations"]), environment={"after": conditions()})
+    session = open_session(job, answer)
+    done = warm_up(session, job.get("timed") or {})
+    memory = dict(session.memory, peak_bytes=peak_bytes()[0], iterations=done["iterations"])
+    golden = check_goldens(job, session, "after the memory run")
+    return dict(session.facts, memory=memory, goldens=golden, environment={"after": conditions()})
 
 
 def peak_bytes() -> tuple[int, str]:
     """Return peak resident bytes and the method.
 
-    On Linux `VmHWM`, which starts afresh with exec, and with it what is swapped out; `ru_maxrss` there inherits the
-    parent's peak. Elsewhere `ru_maxrss` it is: bytes on macOS, kilobytes on the BSDs.
+    On Linux `VmHWM`, or what is resident and swapped out if that is more; `ru_maxrss` there inherits the parent's
+    peak. Elsewhere `ru_maxrss` it is: bytes on macOS, kilobytes on the BSDs.
     """
-    status = read_text(Path("/proc/self/status"))
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in status.splitlines() if line.endswith(" kB")}
+    lines = read_text(Path("/proc/self/status")).splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
     if "VmHWM" in sizes:
         return max(sizes["VmHWM"], sizes["VmRSS"] + sizes.get("VmSwap", 0)), "VmHWM"
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss"
+    resource = __import__("resource")  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), "ru_maxrss"
 
 
 def read_text(path: Path) -> str:
@@ -420,12 +363,12 @@ def describe(job: Job, answer: Answer) -> dict[str, Any]:
     for line in read_text(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
-    part = f"implementer {fields.get('cpu implementer')} part {fields.get('cpu part')}"
     named = fields.get("model name") or read_text(Path("/proc/device-tree/model")) or fields.get("hardware")
-    machine, answer.stage = platform.machine(), "load"
+    part, machine = f"{fields.get('cpu implementer')} {fields.get('cpu part')}", platform.machine()
+    answer.stage = "load"
     facts = {
         "arch": {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine),
-        "cpu": named or (part if "cpu part" in fields else platform.processor()),
+        "cpu": named or (f"implementer and part {part}" if "cpu part" in fields else platform.processor()),
         "features": sorted(set((fields.get("flags") or fields.get("features") or "").split())),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "os": platform.system().lower(), "kernel": platform.release(), "python": platform.python_version(),
@@ -434,14 +377,9 @@ def describe(job: Job, answer: Answer) -> dict[str, Any]:
     return dict(facts, **conditions())
 
 
-def run_sentinel(job: Job, answer: Answer) -> dict[str, Any]:
-    """Mode `sentinel`: only the fixed workload, to see whether a machine has cooled down."""
-    answer.stage = "run"
-    return {"sentinel": {"before_ns": sentinel(int(job.get("repeats", 5)))}}
-
-
 MODES: dict[str, Callable[[Job, Answer], dict[str, Any]]] = {
-    "outputs": write_outputs, "time": time_model, "memory": memory_use, "sentinel": run_sentinel, "describe": describe,
+    "outputs": write_outputs, "time": time_model, "memory": memory_use, "describe": describe,
+    "sentinel": lambda job, _: {"sentinel": {"before_ns": sentinel(int(job.get("repeats", 5)))}},
 }
 
 

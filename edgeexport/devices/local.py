@@ -1,0 +1,135 @@
+"""The machine we are on: each job in a fresh process with a clean environment, killed by its id when it hangs.
+
+The rule: the child sees nothing of this process but its job: no inherited thread settings, no open files, and its
+memory peak starts at zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeexport.devices.protocol import (
+    BENCH_RUNTIMES,
+    NO_FILES,
+    BenchFailed,
+    Device,
+    place,
+    read_answer,
+    read_facts,
+    speaks_for,
+)
+from edgeexport.errors import DeviceError, MissingExtra, RequestError
+from edgeexport.records.device import DeviceFacts
+from edgeexport.records.target import Target, facts
+
+# Where libraries and packages are found; everything else that could steer a runtime stays behind.
+KEPT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT")
+DESCRIBE_SECONDS = 60.0
+
+
+class Local:
+    """This machine."""
+
+    def __init__(self, python: str = sys.executable) -> None:
+        """`python`: the interpreter that has the runtimes; this one unless told otherwise."""
+        self.name = "local"
+        self._python = python
+
+    def describe(self, runtime: str = "") -> DeviceFacts:
+        """Return what this machine is, and the version of `runtime` (`ort`, `litert`) when one is named."""
+        return _facts(self._python, BENCH_RUNTIMES.get(runtime, runtime))
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        files: Mapping[str, Path] = NO_FILES,
+        timeout: float,
+        outputs_to: Path | None = None,
+    ) -> dict[str, Any]:
+        """Run one job; see `Device.run`. Files are used where they are."""
+        placed = place(job, {name: str(Path(path).absolute()) for name, path in files.items()})
+        if outputs_to is not None:
+            placed["outputs_to"] = str(outputs_to.absolute())
+        with importlib.resources.as_file(facts("device_bench") / "bench.py") as program:
+            return self._start(program, placed, timeout=timeout)
+
+    def can_judge(self, target: Target) -> tuple[bool, str]:
+        """Return whether this machine has the target's architecture, system and CPU features, and if not, why not."""
+        return speaks_for(self.describe(), target)
+
+    def _start(self, program: Path, job: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
+        mode = str(job.get("mode"))
+        process = subprocess.Popen(
+            [self._python, "-P", "-s", "-X", "faulthandler", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environment(int(job.get("threads", 1))),
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(json.dumps(job), timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(f"local: no answer to a {mode!r} job within {timeout:g} s; it was killed") from error
+        finally:
+            _end(process)
+        try:
+            return read_answer(stdout, stderr, exit_code=process.returncode, mode=mode, device=self.name)
+        except BenchFailed as error:
+            if error.kind != "runtime_missing":
+                raise
+            raise _missing(str(job.get("runtime"))) from error
+
+
+def connect(reference: str) -> Device:
+    """Return this machine. Raises RequestError for a reference with an address."""
+    if reference != "local":
+        raise RequestError(f"{reference!r}: `local` has no address")
+    return Local()
+
+
+def clean_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a measured process: paths, a fixed locale, and pinned thread pools."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    pinned = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**kept, **pinned, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def host_features() -> tuple[str, ...]:
+    """Return this machine's CPU features, as Linux names them. Needs neither numpy nor a runtime."""
+    return Local().describe().features
+
+
+@functools.cache
+def _facts(python: str, runtime: str) -> DeviceFacts:
+    """What does not change while this process lives; asked once."""
+    machine = Local(python)
+    return read_facts(machine.run({"mode": "describe", "runtime": runtime}, timeout=DESCRIBE_SECONDS), machine.name)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a process that still runs, with the children it started: it leads a session of its own."""
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _missing(runtime: str) -> MissingExtra:
+    extras = {bench: name for name, bench in BENCH_RUNTIMES.items()} | {"tflite_runtime": "legacy"}
+    return MissingExtra(runtime.replace("_", "-"), extra=extras.get(runtime, "all"), purpose="running a model here")

@@ -1,0 +1,20 @@
+"""DeviceFacts: what one machine is, as the program on it found it. Only what stays the same from job to job."""
+
+from __future__ import annotations
+
+from edgeexport.records.base import Record
+
+
+class DeviceFacts(Record):
+    """A machine. features: CPU flags as Linux names them. bench_digest: of the program that answered."""
+
+    device: str
+    arch: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    os: str
+    kernel: str
+    python: str
+    runtime_version: str = ""
+    bench_digest: str = ""
