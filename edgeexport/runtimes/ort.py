@@ -21,6 +21,7 @@ from edgeexport.errors import CorruptFile, DataError, MachineError, MissingExtra
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.target import Target
+from edgeexport.runtimes.ort_format import canonical
 from edgeexport.runtimes.protocol import NO_OPTIONS, Conversion, Converted, Feeds, Outputs
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def _bake(model: ModelProto, out: Path, *, job: Conversion, options: Mapping[str
             config.add_session_config_entry("session.qdqisint8allowed", "0")
         disabled = [] if nchwc else ["NchwcTransformer"]
         _started(ort, model.SerializeToString(deterministic=True), config, origin=str(job.spine), disabled=disabled)
+        made.write_bytes(canonical(made.read_bytes()))
         made.replace(out)
     if job.target.arch != "x86_64":
         return ()

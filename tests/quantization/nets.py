@@ -54,17 +54,17 @@ class Net:
         """Add a Clip with stored bounds."""
         return self.put("Clip", x, self.store(np.float32(low)), self.store(np.float32(high)))
 
-    def save(self, path: Path, *, shape: tuple[Any, ...] = ("batch", 3, 16, 16), result: str = "", opset: int = 18) -> Path:
-        """Write the model; its last node's output is the model's, unless `result` names another."""
-        last = result or self.nodes[-1].output[0]
+    def save(self, path: Path) -> Path:
+        """Write the model; its last node's output is the model's."""
+        last = self.nodes[-1].output[0]
         graph = helper.make_graph(
             self.nodes,
             "net",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", 3, 16, 16))],
             [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
             self.stored,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
         onnx.save(onnx.shape_inference.infer_shapes(model), path)
         return path
 

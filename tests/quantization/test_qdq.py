@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -184,8 +183,8 @@ def test_no_temporary_file_leaves_the_folder(tmp_path: Path, monkeypatch: pytest
     work = tmp_path / "work"
     work.mkdir()
     made(small_resnet(work / "net.onnx"))
-    assert sorted(os.listdir(work)) == ["int8.onnx", "net.onnx"]
-    assert not os.listdir(system)
+    assert sorted(path.name for path in work.iterdir()) == ["int8.onnx", "net.onnx"]
+    assert not list(system.iterdir())
 
 
 def test_a_plan_of_another_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
