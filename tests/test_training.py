@@ -152,6 +152,25 @@ def test_weights_decay_and_biases_and_norms_do_not():
     assert all(torch.equal(after[name], before[name]) for name in ("0.bias", "1.weight", "1.bias", "6.bias"))
 
 
+class Viewer(nn.Module):
+    """Says `view` where only `reshape` would allow channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.linear = nn.Linear(4 * 16, 2)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize("factory", [network, Viewer])
+def test_a_module_keeps_the_plain_layout_whatever_its_code_says(factory):
+    module = factory()
+    train(module, pictures(), loss=CROSS_ENTROPY, settings=Training(batch_size=16))
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+
+
 def test_the_learning_rate_rises_once_and_falls_to_near_zero():
     rates = [one_cycle(step, steps=50, peak=1.0) for step in range(50)]
     assert rates.index(max(rates)) == 10
