@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport.errors import ModelError
-from edgeexport.records.recipe import Distill, ModelSpec, Recipe
+from edgeexport.records.recipe import Distill, ModelSpec, Recipe, Step
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,15 +24,9 @@ PREFIX = "live:"
 def detach(recipe: Recipe) -> tuple[Recipe, dict[str, nn.Module]]:
     """Return the recipe with every live network replaced by its name, and name -> network."""
     found: dict[str, nn.Module] = {}
-    model = _named(recipe.model, recipe.model.inputs, found)
-    steps = []
-    for step in recipe.step:
-        if isinstance(step, Distill):
-            student = step.student and _named(step.student, recipe.model.inputs, found)
-            teacher = step.teacher and _named(step.teacher, recipe.model.inputs, found)
-            step = msgspec.structs.replace(step, student=student, teacher=teacher)
-        steps.append(step)
-    return msgspec.structs.replace(recipe, model=model, step=tuple(steps)), found
+    model = _named(recipe.model, recipe.model.inputs, found=found)
+    steps = tuple(_named_step(step, recipe.model.inputs, found=found) for step in recipe.step)
+    return msgspec.structs.replace(recipe, model=model, step=steps), found
 
 
 def attach(spec: ModelSpec, live: Mapping[str, nn.Module]) -> ModelSpec:
@@ -45,7 +39,15 @@ def is_live(spec: ModelSpec) -> bool:
     return isinstance(spec.factory, str) and spec.factory.startswith(PREFIX)
 
 
-def _named(spec: ModelSpec, inputs: Mapping[str, tuple[int, ...]], found: dict[str, nn.Module]) -> ModelSpec:
+def _named_step(step: Step, inputs: Mapping[str, tuple[int, ...]], *, found: dict[str, nn.Module]) -> Step:
+    if not isinstance(step, Distill):
+        return step
+    student = step.student and _named(step.student, inputs, found=found)
+    teacher = step.teacher and _named(step.teacher, inputs, found=found)
+    return msgspec.structs.replace(step, student=student, teacher=teacher)
+
+
+def _named(spec: ModelSpec, inputs: Mapping[str, tuple[int, ...]], *, found: dict[str, nn.Module]) -> ModelSpec:
     if spec.factory is None or isinstance(spec.factory, str):
         return spec
     module = _module(spec.factory)

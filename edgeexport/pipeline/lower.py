@@ -18,12 +18,12 @@ from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.artifact import Artifact
-from edgeexport.records.base import digest, file_digest
+from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
 from edgeexport.records.ranges import Ranges
 from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
-from edgeexport.records.stages import Lowered, Quantized, Scored
+from edgeexport.records.stages import Lowered, Quantized
 from edgeexport.records.target import Target
 from edgeexport.runtimes.protocol import Conversion
 from edgeexport.validation.compare import compare_sessions, first_divergence
@@ -37,7 +37,7 @@ INT8 = "int8.onnx"
 
 @dataclass(frozen=True)
 class Lane:
-    """One target's part of the road: the source that everything on it is compared with, and the largest drop allowed."""
+    """One target's part of the road: the source that everything is compared with, and the largest drop allowed."""
 
     road: Road
     target: Target
@@ -171,7 +171,7 @@ def _quantized(lane: Lane, rung: TorchRung, *, method: str, step: Quantize) -> S
     ranges = calibrated(road, rung, method=method, symmetric=numbers.symmetric_activations)
     spine = rung.spine.record
     path = rung.spine.folder / spine.artifact.path
-    kept_float = {name: "asked for in the recipe" for name in step.keep_float}
+    kept_float = dict.fromkeys(step.keep_float, "asked for in the recipe")
 
     def make(folder: Path) -> Quantized:
         road.progress(f"quantize {rung.name} ({method})", None)

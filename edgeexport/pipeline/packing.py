@@ -46,7 +46,7 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
         draft = _draft(road, target, choice, shipped)
         examples = list(_examples(road, target, shipped))
         records = {"run": own} | ({"plan": shipped.quantized.record.plan} if shipped.quantized else {})
-        manifest = pack(folder / name, draft, Parts(shipped.path, examples, records, html(own)))
+        manifest = pack(folder / name, draft, parts=Parts(shipped.path, examples, records, html(own)))
         check = verify(folder / name)
         if not check.holds:
             raise CheckFailed(f"{name} does not verify: {'; '.join(d.what for d in check.differences)}")
@@ -134,4 +134,4 @@ def _examples(road: Road, target: Target, shipped: Candidate) -> Iterator[Exampl
     for index in range(min(GOLDENS, len(samples))):
         feeds = adapt_feeds(samples.feeds(index), spine, lowered.signature)
         outputs = session.run(feeds)
-        yield Example(feeds, outputs, golden_tolerance(outputs, lowered.signature, target.tolerance, steps=steps))
+        yield Example(feeds, outputs, golden_tolerance(outputs, lowered.signature, tolerance=target.tolerance, steps=steps))

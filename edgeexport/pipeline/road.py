@@ -6,6 +6,7 @@ code, torch or a runtime.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport import data
-from edgeexport.devices.local import host_features
+from edgeexport import data, devices
 from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress
 from edgeexport.records.artifact import Signature, TensorSpec
@@ -52,7 +52,7 @@ class Road:
 
     def prepared(self, split: SplitName, signature: Signature) -> Prepared:
         """Return the samples of a split as inputs for `signature`."""
-        return data.open_split(self.recipe, self.splits, split, signature)
+        return data.open_split(self.recipe, self.splits, name=split, signature=signature)
 
     def data_key(self, split: SplitName) -> dict[str, Any]:
         """What the samples of a split and their preprocessing add to a key."""
@@ -68,7 +68,7 @@ class Road:
 def open_road(recipe: Recipe, workspace: Workspace, progress: Progress) -> Road:
     """Split the samples (or find them split already) and return the road."""
     recipe, live = detach(recipe)
-    key = {"data": data.data_identity(recipe, workspace.digest), "versions": versions("numpy", "pillow")}
+    key = {"data": data.data_identity(recipe, digest=workspace.digest), "versions": versions("numpy", "pillow")}
     stage = workspace.stage("splits", key=key, make=lambda _: data.splits(recipe, progress=progress), kind=SplitIndices)
     return Road(recipe, workspace, progress, stage.record, stage.key, data.resolve_preprocess(recipe), live)
 
@@ -88,16 +88,17 @@ def metric_key(recipe: Recipe, workspace: Workspace) -> Any:
     if callable(metric):
         return {"live": f"{metric.__module__}.{metric.__qualname__}", "code": metric.__code__.co_code.hex()}
     if data.is_reference(metric) and metric.partition(":")[0] not in METRICS:
-        return data.code_identity(metric, recipe, workspace.digest)
+        return data.code_identity(metric, recipe, digest=workspace.digest)
     return metric
 
 
+@functools.cache
 def training_key() -> dict[str, Any]:
     """What else decides the outcome of a training: library versions, threads, and the CPU's features."""
     return {
         "versions": versions("torch", "numpy", "torch-pruning"),
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
-        "cpu": digest(sorted(host_features())),
+        "cpu": digest(sorted(devices.host_features())),
     }
 
 

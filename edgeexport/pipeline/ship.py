@@ -16,10 +16,11 @@ from edgeexport.pipeline.lower import Candidate, Lane, baseline, candidates
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.timing import timed
 from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.records.measurement import Comparison, Interval
 from edgeexport.records.run import Rung, TargetResult
 from edgeexport.records.stages import Scored, Timed
 from edgeexport.records.target import Target
-from edgeexport.records.verdict import Verdict
+from edgeexport.records.verdict import Drop, Verdict
 from edgeexport.validation.judge import Evidence, limits, nearest_miss
 
 
@@ -78,16 +79,23 @@ def _judged_on(
     road, target = lane.road, lane.target
     road.progress(f"judge {candidate.row.name} on {target.name}: {split} split", None)
     scores = scored(road, candidate.runnable(target), source=base.runnable(target), split=split)
+    ours, theirs = candidate.row.artifact, base.row.artifact
+    same = ours.digest == theirs.digest
     evidence = Evidence(
-        candidate=candidate.row.artifact.digest,
+        candidate=ours.digest,
         split=split,
-        model_bytes=candidate.row.artifact.bytes,
-        source_bytes=base.row.artifact.bytes,
-        drop=scores.drop,
+        model_bytes=ours.bytes,
+        source_bytes=theirs.bytes,
+        drop=Drop(0.0, 0.0, 0.0, 0.0, "identical", scores.score.samples) if same else scores.drop,
         measurement=times.candidate,
-        comparison=times.comparison,
+        comparison=_itself(ours.digest) if same else times.comparison,
     )
     return limits(evidence, target, recipe=road.recipe.limits), scores
+
+
+def _itself(digest: str) -> Comparison:
+    """The source beside itself: as fast as itself, whether measured or not."""
+    return Comparison(digest, digest, Interval(1.0, 1.0, 1.0), "no difference shown")
 
 
 def _failures(verdict: Verdict) -> str:

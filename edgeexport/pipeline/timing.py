@@ -6,13 +6,14 @@ The rule: a machine that lacks the target's CPU or its features never gives a fi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeexport import devices, runtimes
 from edgeexport.pipeline.lower import Candidate
 from edgeexport.pipeline.road import Road
+from edgeexport.records.device import DeviceFacts
 from edgeexport.records.stages import Timed
 from edgeexport.records.target import Target
 from edgeexport.runtimes.protocol import adapt_feeds
@@ -44,7 +45,7 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
     if machine is None:
         return Timed(reason=reason)
 
-    def make(folder: Path) -> Timed:
+    def make(_: Path) -> Timed:
         from edgeexport.validation.measure import Subject, measure
 
         subjects = [
@@ -67,7 +68,7 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
         "source": base.lowered.key,
         "candidate": candidate.lowered.key,
         "threads": target.threads,
-        "device": msgspec.to_builtins(machine.describe()),
+        "device": _lasting(machine.describe()),
         "mode": MODE,
         "versions": versions("numpy", *runtimes.get(target.runtime).packages),
     }
@@ -75,6 +76,12 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
     if any(part is not None and not part.valid for part in (stage.record.source, stage.record.candidate)):
         road.workspace.forget(stage)
     return stage.record
+
+
+def _lasting(facts: DeviceFacts) -> dict[str, Any]:
+    """What of a machine's facts stays the same until somebody changes the machine."""
+    passing = {"boot_id", "governor", "frequency_khz", "load_average", "runtime_version"}
+    return {name: value for name, value in msgspec.to_builtins(facts).items() if name not in passing}
 
 
 def _inputs(road: Road, candidate: Candidate) -> Feeds:

@@ -61,7 +61,7 @@ def climb(road: Road, bar: float | None) -> TorchRoad:
     first = steps.pop(0) if steps and isinstance(steps[0], Train) else None
     source = _source(road, first)
     standing, rows = [source], [_row(source, "")]
-    for name, take in _moves(road, steps):
+    for take in _moves(road, steps):
         rung = take(standing[-1], source)
         reason = drop_gate(rung.scored, bar)
         rows.append(_row(rung, reason))
@@ -73,16 +73,16 @@ def climb(road: Road, bar: float | None) -> TorchRoad:
 Move = Callable[[TorchRung, TorchRung], TorchRung]
 
 
-def _moves(road: Road, steps: list[Any]) -> Iterator[tuple[str, Move]]:
-    """Yield (name, move) for every distil step and every pruning round; a move takes (last standing rung, source)."""
+def _moves(road: Road, steps: list[Any]) -> Iterator[Move]:
+    """Yield a move for every distil step and every pruning round; it takes (last standing rung, source)."""
     for step in steps:
         if isinstance(step, Distill):
-            yield "distilled", lambda last, source, step=step: _distilled(road, step, last=last, source=source)
+            yield lambda last, source, step=step: _distilled(road, step, last=last, source=source)
         if isinstance(step, Prune):
             for number in range(1, step.rounds + 1):
                 name = "pruned" if step.rounds == 1 else f"pruned {number}/{step.rounds}"
                 share = msgspec.structs.replace(step, macs=step.macs ** (1 / step.rounds), rounds=1)
-                yield name, lambda last, source, s=share, n=name: _pruned(road, s, last=last, source=source, name=n)
+                yield lambda last, source, s=share, n=name: _pruned(road, s, last=last, source=source, name=n)
 
 
 def _source(road: Road, train: Train | None) -> TorchRung:
@@ -114,7 +114,7 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
         road.progress("distil", 0.0)
         teacher = _built(road, step.teacher, seed=0) if step.teacher else load_rung(road, source)
         student = _built(road, step.student, seed=step.training.seed) if step.student else load_rung(road, last)
-        distill(student, teacher, _training_data(road), step=step, progress=road.progress)
+        distill(student, teacher, data=_training_data(road), step=step, progress=road.progress)
         if step.student:
             spec = msgspec.structs.replace(step.student, inputs=step.student.inputs or recipe.model.inputs)
             return _kept(student, spec, folder=folder, maker="distill", parent=_parent(source))
@@ -140,9 +140,9 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
         module = load_rung(road, last)
         example = next(road.parity_feeds(declared_signature(road.recipe.model.inputs)))
         plan = plan_pruning(module, example, step=step)
-        module = apply_pruning(module, plan, example)
+        module = apply_pruning(module, plan, example=example)
         if step.training.epochs > 0:
-            retrain(module, load_rung(road, source), _training_data(road), step=step, progress=road.progress)
+            retrain(module, load_rung(road, source), data=_training_data(road), step=step, progress=road.progress)
         kept = _record(last)
         return _kept(module, kept.model, folder=folder, maker="prune", parent=_parent(last), plans=(*kept.plans, plan))
 
