@@ -49,16 +49,16 @@ def splits(recipe: Recipe, *, progress: Progress = silent) -> SplitIndices:
     """
     data = _check(recipe.data)
     if data.pool is not None:
-        found = _from_pool(_read("pool", data.pool, recipe, progress), data, recipe, progress)
+        found = _from_pool(data, recipe, progress=progress)
     else:
-        found = _from_sources(data, recipe, progress)
+        found = _from_sources(data, recipe, progress=progress)
     empty = [name for name, count in found.counts().items() if not count and name != "train"]
     if empty:
         raise DataError(f"no samples are left for {', '.join(empty)}: {found.counts()}", next_step="give more samples")
     return found
 
 
-def open_split(recipe: Recipe, found: SplitIndices, name: SplitName, signature: Signature) -> Prepared:
+def open_split(recipe: Recipe, found: SplitIndices, *, name: SplitName, signature: Signature) -> Prepared:
     """Return one split, ready to feed a model with this signature, under the recipe's preprocessing."""
     split = found.get(name)
     data = _check(recipe.data)
@@ -100,9 +100,10 @@ def _own_calibration(data: DataSpec, recipe: Recipe) -> bool:
     return named is None or bool(named[0].source)
 
 
-def _read(name: SourceName, reference: Any, recipe: Recipe, progress: Progress) -> _Source:
+def _read(name: SourceName, recipe: Recipe, *, progress: Progress) -> _Source:
     """Open a source and take every sample's digest; a NaN anywhere ends it here, with the sample's name."""
-    samples = open_samples(reference, recipe, labelled=_labelled(name, recipe.data))
+    data = _check(recipe.data)
+    samples = open_samples(getattr(data, name), recipe, labelled=_labelled(name, data))
     digests: list[str] = []
     for index in range(len(samples)):
         digests.append(sample_digest(read_raw(samples, index)[0]))
@@ -116,7 +117,7 @@ def _rank(digests: set[str], purpose: str) -> list[str]:
     return sorted(digests, key=lambda digest: hashlib.sha256(f"{purpose}:{digest}".encode()).digest())
 
 
-def _calibrate(source: _Source, candidates: Sequence[int], data: DataSpec) -> Split:
+def _calibrate(source: _Source, candidates: Sequence[int], *, data: DataSpec) -> Split:
     """Take a seeded sample of the candidates, duplicates left out, in the source's order."""
     places = {source.digests[index]: index for index in reversed(candidates)}
     chosen = _rank(set(places), f"calibrate {data.seed}")[: data.calibration_count]
@@ -127,18 +128,19 @@ def _among(source: _Source, digests: set[str]) -> list[int]:
     return [index for index, digest in enumerate(source.digests) if digest in digests]
 
 
-def _from_pool(pool: _Source, data: DataSpec, recipe: Recipe, progress: Progress) -> SplitIndices:
+def _from_pool(data: DataSpec, recipe: Recipe, *, progress: Progress) -> SplitIndices:
+    pool = _read("pool", recipe, progress=progress)
     ranked = _rank(set(pool.digests), f"split {data.seed}")
     ends = [round(sum(data.split[:count]) * len(ranked)) for count in (1, 2, 3)]
     first, selection = set(ranked[: ends[0]]), set(ranked[ends[0] : ends[1]])
     evaluation = set(ranked[ends[1] : ends[2]])
     train = _among(pool, first)
-    calibration = _calibrate(pool, train, data)
+    calibration = _calibrate(pool, train, data=data)
     warnings: list[str] = []
     if _own_calibration(data, recipe):
-        own = _read("calibration", data.calibration, recipe, progress)
-        _refuse_overlap(own, pool, evaluation)
-        calibration, warnings = _calibrate_own(own, selection, data)
+        own = _read("calibration", recipe, progress=progress)
+        _refuse_overlap(own, pool, judged=evaluation)
+        calibration, warnings = _calibrate_own(own, selection, data=data)
     return SplitIndices(
         train=pool.split(train),
         calibration=calibration,
@@ -148,24 +150,24 @@ def _from_pool(pool: _Source, data: DataSpec, recipe: Recipe, progress: Progress
     )
 
 
-def _from_sources(data: DataSpec, recipe: Recipe, progress: Progress) -> SplitIndices:
-    evaluate = _read("evaluate", data.evaluate, recipe, progress)
-    own = _read("calibration", data.calibration, recipe, progress) if _own_calibration(data, recipe) else None
+def _from_sources(data: DataSpec, recipe: Recipe, *, progress: Progress) -> SplitIndices:
+    evaluate = _read("evaluate", recipe, progress=progress)
+    own = _read("calibration", recipe, progress=progress) if _own_calibration(data, recipe) else None
     judged = set(evaluate.digests)
     if own is not None:
-        _refuse_overlap(own, evaluate, judged)
+        _refuse_overlap(own, evaluate, judged=judged)
     if data.train is None and own is None:
         raise RecipeError("nothing to calibrate and select on", next_step="give `data.train`, or `pool` for everything")
-    base = own if data.train is None and own is not None else _read("train", data.train, recipe, progress)
+    base = own if data.train is None and own is not None else _read("train", recipe, progress=progress)
     _check_classes(base, evaluate)
     warnings = _drop_overlap(base, evaluate)
     clean = set(base.digests) - judged
     count = min(max(1, round(data.selection_share * len(clean))), data.selection_max)
     selection = set(_rank(clean, f"split {data.seed}")[:count])
     rest = _among(base, clean - selection)
-    calibration = _calibrate(base, rest, data)
+    calibration = _calibrate(base, rest, data=data)
     if own is not None and own is not base:
-        calibration, more = _calibrate_own(own, selection, data)
+        calibration, more = _calibrate_own(own, selection, data=data)
         warnings += more
     return SplitIndices(
         train=base.split(rest),
@@ -176,15 +178,15 @@ def _from_sources(data: DataSpec, recipe: Recipe, progress: Progress) -> SplitIn
     )
 
 
-def _calibrate_own(own: _Source, selection: set[str], data: DataSpec) -> tuple[Split, list[str]]:
+def _calibrate_own(own: _Source, selection: set[str], *, data: DataSpec) -> tuple[Split, list[str]]:
     """Take calibration samples from their own source, without those that selection judges on."""
     free = _among(own, set(own.digests) - selection)
     left = len(own.digests) - len(free)
     warnings = [f"{left} calibration samples are also in the selection split and were left out"] if left else []
-    return _calibrate(own, free, data), warnings
+    return _calibrate(own, free, data=data), warnings
 
 
-def _pairs(one: _Source, other: _Source, shared: set[str]) -> str:
+def _pairs(one: _Source, other: _Source, *, shared: set[str]) -> str:
     """Name up to three overlapping samples on both sides."""
     named = []
     for left in _among(one, shared)[:3]:
@@ -194,11 +196,11 @@ def _pairs(one: _Source, other: _Source, shared: set[str]) -> str:
     return "; ".join(named)
 
 
-def _refuse_overlap(own: _Source, other: _Source, judged: set[str]) -> None:
+def _refuse_overlap(own: _Source, other: _Source, *, judged: set[str]) -> None:
     shared = set(own.digests) & judged
     if shared:
         raise DataError(
-            f"{len(shared)} calibration samples are also evaluation samples: {_pairs(own, other, shared)}",
+            f"{len(shared)} calibration samples are also evaluation samples: {_pairs(own, other, shared=shared)}",
             next_step="calibrate on samples that are not evaluated",
         )
 
@@ -212,10 +214,10 @@ def _drop_overlap(train: _Source, evaluate: _Source) -> list[str]:
     message = f"{count} of {len(train.digests)} {train.name} samples are also evaluation samples"
     if count >= _FEW * len(train.digests):
         raise DataError(
-            f"{message}: {_pairs(train, evaluate, shared)}",
+            f"{message}: {_pairs(train, evaluate, shared=shared)}",
             next_step="give disjoint sources, or one `pool` to be split",
         )
-    return [f"{message} and were left out: {_pairs(train, evaluate, shared)}"]
+    return [f"{message} and were left out: {_pairs(train, evaluate, shared=shared)}"]
 
 
 def _check_classes(train: _Source, evaluate: _Source) -> None:

@@ -25,8 +25,9 @@ def data_identity(recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, An
     """
     data = recipe.data
     sources = {"train": data.train, "evaluate": data.evaluate, "pool": data.pool, "calibration": data.calibration}
+    given = {name: value for name, value in sources.items() if value is not None}
     return {
-        "sources": {name: _identity(value, recipe, digest) for name, value in sources.items() if value is not None},
+        "sources": {name: _identity(value, recipe, digest=digest) for name, value in given.items()},
         "files": {name: digest(existing(recipe.resolve(name))) for name in data.files},
         "classes": None if data.classes is None else digest(existing(recipe.resolve(data.classes))),
         "preprocess": resolve_preprocess(recipe),
@@ -34,21 +35,21 @@ def data_identity(recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, An
     }
 
 
-def code_identity(reference: str, recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, Any]:
+def code_identity(reference: str, recipe: Recipe, *, digest: Callable[[Path], str]) -> dict[str, Any]:
     """Return the reference with the digests of all source files that it can reach in the recipe's folder."""
     root = Path(recipe.folder).resolve()
     files = source_files(reference, root)
     return {"reference": reference, "sources": {path.relative_to(root).as_posix(): digest(path) for path in files}}
 
 
-def _identity(reference: Any, recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, Any]:
+def _identity(reference: Any, recipe: Recipe, *, digest: Callable[[Path], str]) -> dict[str, Any]:
     if not isinstance(reference, str | Path):
         samples = open_samples(reference, recipe, labelled=False)
         taken = [sample_digest(read_raw(samples, index)[0]) for index in range(len(samples))]
         return {"live": type(reference).__qualname__, "samples": joint_digest(taken)}
     text = str(reference)
     if is_reference(text):
-        return code_identity(text, recipe, digest)
+        return code_identity(text, recipe, digest=digest)
     named = named_set(text, recipe)
     if named is not None:
         return {"set": named[0]}

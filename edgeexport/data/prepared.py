@@ -46,7 +46,7 @@ class Prepared:
         """Return (feeds with batch 1, target) of one sample. Raises DataError naming the sample."""
         index = self.indices[position]
         raw, target = self.samples[index]
-        feeds = prepare(raw, self.preprocess, self.signature, name=sample_name(self.samples, index))
+        feeds = prepare(raw, self.preprocess, signature=self.signature, name=sample_name(self.samples, index))
         return feeds, target
 
     def feeds(self, position: int) -> Arrays:
@@ -86,7 +86,8 @@ def arrays(prepared: Prepared, *, progress: Progress = silent) -> tuple[Arrays, 
     first = prepared.feeds(0)
     needed = len(prepared) * sum(array.nbytes for array in first.values())
     mapped = needed > _MEMORY_SHARE * free_memory()
-    stacked = {name: _storage((len(prepared), *array.shape[1:]), array.dtype, mapped) for name, array in first.items()}
+    shapes = {name: (len(prepared), *array.shape[1:]) for name, array in first.items()}
+    stacked = {name: _storage(shapes[name], array.dtype, mapped=mapped) for name, array in first.items()}
     targets = []
     for position in range(len(prepared)):
         feeds, target = prepared.pair(position)
@@ -122,7 +123,7 @@ def free_memory() -> int:
     return 4 * 2**30
 
 
-def _storage(shape: tuple[int, ...], dtype: Any, mapped: bool) -> Array:
+def _storage(shape: tuple[int, ...], dtype: Any, *, mapped: bool) -> Array:
     """Return an array to fill: in memory, or over a temporary file that vanishes with it."""
     import numpy as np
 

@@ -35,7 +35,7 @@ def resolve_preprocess(recipe: Recipe) -> Preprocess | None:
     return next((found[0].preprocess for found in sets if found is not None and found[0].preprocess), None)
 
 
-def prepare(raw: object, preprocess: Preprocess | None, signature: Signature, *, name: str = "sample") -> Arrays:
+def prepare(raw: object, preprocess: Preprocess | None, *, signature: Signature, name: str = "sample") -> Arrays:
     """Return the feeds of one raw sample, batch axis (1) first, in the names, shapes and dtypes of `signature`.
 
     raw: an array, or a dict of arrays by input name. Inputs that `preprocess` does not belong to pass unchanged, but

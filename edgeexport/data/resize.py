@@ -25,29 +25,30 @@ def resize(array: Array, how: Resize) -> Array:
     """Resize (height, width, channels). uint8 stays uint8 (rounded), anything else becomes float32."""
     import numpy as np
 
-    height, width = resized_shape(array.shape[0], array.shape[1], how)
+    height, width = resized_shape(array.shape[:2], how)
     if (height, width) == array.shape[:2]:
         return array
     plain = array if array.dtype == np.uint8 else array.astype(np.float32)
     if how.antialias or how.kernel == "nearest":
-        return _pillow(plain, (height, width), how.kernel)
-    rows = _sample(plain.astype(np.float32), height, how.kernel)
-    both = _sample(rows.swapaxes(0, 1), width, how.kernel).swapaxes(0, 1)
+        return _pillow(plain, (height, width), kernel=how.kernel)
+    rows = _sample(plain.astype(np.float32), height, kernel=how.kernel)
+    both = _sample(rows.swapaxes(0, 1), width, kernel=how.kernel).swapaxes(0, 1)
     return np.clip(np.floor(both + 0.5), 0, 255).astype(np.uint8) if array.dtype == np.uint8 else both
 
 
-def resized_shape(height: int, width: int, how: Resize) -> tuple[int, int]:
+def resized_shape(shape: tuple[int, ...], how: Resize) -> tuple[int, int]:
     """Return (height, width) after resizing; with `shorter`, the longer side is cut down to a whole number."""
     if how.size is not None:
         return how.size
     if how.shorter is None:
         raise DataError("`resize` says neither `size` nor `shorter`")
+    height, width = shape
     if height <= width:
         return how.shorter, int(how.shorter * width / height)
     return int(how.shorter * height / width), how.shorter
 
 
-def _pillow(array: Array, size: tuple[int, int], kernel: str) -> Array:
+def _pillow(array: Array, size: tuple[int, int], *, kernel: str) -> Array:
     try:
         from PIL import Image
     except ImportError:
@@ -62,7 +63,7 @@ def _pillow(array: Array, size: tuple[int, int], kernel: str) -> Array:
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def _sample(array: Array, size: int, kernel: str) -> Array:
+def _sample(array: Array, size: int, *, kernel: str) -> Array:
     """Sample the first axis at `size` half-pixel centres."""
     import numpy as np
 

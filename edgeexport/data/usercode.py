@@ -99,13 +99,13 @@ class UserCode:
         """Translate `error`, if it is the user's."""
         if not isinstance(error, Exception) or isinstance(error, EdgeExportError | MemoryError):
             return
-        where = _place(error, trace, self.folder)
+        where = _place(error, trace, folder=self.folder)
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         step = f"install the package {error.name!r}" if isinstance(error, ModuleNotFoundError) else ""
         raise RequestError(f"{self.name}: {where}{type(error).__name__}: {message}", next_step=step) from error
 
 
-def _place(error: Exception, trace: TracebackType | None, folder: Path | None) -> str:
+def _place(error: Exception, trace: TracebackType | None, *, folder: Path | None) -> str:
     """Return "file:line: " of the last frame inside `folder` (of the last frame at all when there is none)."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: "
@@ -198,10 +198,10 @@ class _Namespace:
             module.__path__ = []
         if path is not None:
             module.__file__ = str(path)
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self.import_module}
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self.__import__}
         return module
 
-    def import_module(
+    def __import__(
         self,
         name: str,
         globals: Mapping[str, Any] | None = None,  # noqa: A002 - the names that the import statement passes
@@ -210,7 +210,7 @@ class _Namespace:
         level: int = 0,
     ) -> ModuleType:
         """Be `__import__` for the modules of this folder: local names first, then everything that is installed."""
-        local = self._local_name(name, globals or {}, level)
+        local = self._local_name(name, globals or {}, level=level)
         wanted = [f"{local}.{item}".lstrip(".") for item in fromlist or ()]
         if not level and self.find(local) is None and not any(self.find(item) for item in wanted):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -224,7 +224,7 @@ class _Namespace:
                 self.load(item)
         return module if fromlist else self.load(local.partition(".")[0])
 
-    def _local_name(self, name: str, scope: Mapping[str, Any], level: int) -> str:
+    def _local_name(self, name: str, scope: Mapping[str, Any], *, level: int) -> str:
         """Return the dotted name within the folder that an import statement means."""
         if not level:
             return name

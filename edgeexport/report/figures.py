@@ -97,13 +97,13 @@ def _row(rung: Rung, base: int | None) -> Row:
         score=score_span(rung.score, rung.drop),
         size_mb=rung.artifact.bytes / MB,
         size_ratio=base / rung.artifact.bytes if base and rung.artifact.bytes else None,
-        latency=None if latency is None else _span(latency.value, latency.low, latency.high),
+        latency=None if latency is None else _span(latency.value, low=latency.low, high=latency.high),
         latency_ratio=1 / ratio if ratio else None,
         memory_mb=None if memory is None else memory.peak_bytes / MB,
     )
 
 
-def _span(value: float, low: float | None, high: float | None) -> Span:
+def _span(value: float, *, low: float | None, high: float | None) -> Span:
     return Span(value, value if low is None else low, value if high is None else high)
 
 
@@ -112,7 +112,7 @@ def score_span(score: Score | None, drop: Drop | None) -> Span | None:
     if score is None:
         return None
     if drop is None:
-        return _span(score.value, None, None)
+        return Span(score.value, score.value, score.value)
     sign = 1.0 if score.higher_is_better else -1.0
     ends = sorted(score.value + sign * (drop.value - end) for end in (drop.low, drop.high))
     return Span(score.value, ends[0], ends[1])

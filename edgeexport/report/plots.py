@@ -114,9 +114,7 @@ def _axis(known: Sequence[Span], *, cut: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _figure(
-    panel: Panel, row: Row, *, span: Span | None, x: Callable[[float], float], place: tuple[int, float]
-) -> str:
+def _figure(panel: Panel, row: Row, *, span: Span | None, x: Callable[[float], float], place: tuple[int, float]) -> str:
     """One rung in one panel: bar or dot, its interval, and the figure as text."""
     left, y = place
     if span is None:

@@ -159,7 +159,7 @@ def test_sources_with_unlike_classes_are_refused(tmp_path: Path, recipe: MakeRec
 def test_the_digest_of_a_split_is_the_digest_of_its_samples(recipe: MakeRecipe) -> None:
     chosen = recipe(pool=rows(*range(40)))
     found = splits(chosen)
-    prepared = open_split(chosen, found, "evaluation", signature("batch", 3))
+    prepared = open_split(chosen, found, name="evaluation", signature=signature("batch", 3))
     assert prepared.digest() == found.evaluation.digest
     assert found.evaluation.digest != found.selection.digest
 

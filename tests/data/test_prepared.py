@@ -60,7 +60,7 @@ def test_samples_of_unlike_shape_do_not_stack() -> None:
 
 def test_the_digits_come_out_as_the_set_prepares_them(recipe: MakeRecipe) -> None:
     chosen = recipe(pool="digits")
-    prepared = open_split(chosen, splits(chosen), "selection", signature("batch", 1, 8, 8))
+    prepared = open_split(chosen, splits(chosen), name="selection", signature=signature("batch", 1, 8, 8))
     stacked, targets = arrays(prepared)
     assert stacked["x"].shape[1:] == (1, 8, 8)
     assert stacked["x"].max() == 1.0

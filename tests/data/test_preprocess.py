@@ -19,7 +19,7 @@ CIFAR = Preprocess(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224,
 
 
 def test_pictures_are_scaled_normalised_and_moved_as_written_out_here() -> None:
-    feeds = prepare(PIXELS, CIFAR, signature("batch", 3, 9, 7))
+    feeds = prepare(PIXELS, CIFAR, signature=signature("batch", 3, 9, 7))
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     expected = ((PIXELS.astype(np.float32) * np.float32(1 / 255) - mean) / std).transpose(2, 0, 1)[None]
     assert feeds["x"].dtype == np.float32
@@ -35,22 +35,23 @@ def test_the_order_is_color_resize_crop_scale_mean_std_layout() -> None:
 
     small = np.asarray(Image.fromarray(PIXELS[..., ::-1].copy()).resize((8, 6), Image.Resampling.BILINEAR))
     expected = ((small[1:5, 2:6].astype(np.float32) * 2 - 1) / 4).transpose(2, 0, 1)
-    assert np.array_equal(prepare(PIXELS, how, signature(1, 3, 4, 4))["x"][0], expected)
+    assert np.array_equal(prepare(PIXELS, how, signature=signature(1, 3, 4, 4))["x"][0], expected)
 
 
 def test_gray_is_pillows_to_the_bit() -> None:
     from PIL import Image
 
     how = Preprocess(color="gray", layout="HWC", dtype="uint8")
-    found = prepare(PIXELS, how, signature(1, 9, 7, 1, dtype="uint8"))["x"][0, ..., 0]
+    found = prepare(PIXELS, how, signature=signature(1, 9, 7, 1, dtype="uint8"))["x"][0, ..., 0]
     assert np.array_equal(found, np.asarray(Image.fromarray(PIXELS).convert("L")))
 
 
 def test_gray_samples_stay_as_they_are() -> None:
     digits = np.full((8, 8, 1), 16, np.uint8)
     how = Preprocess(color="gray", scale=1 / 16, layout="CHW")
-    assert np.array_equal(prepare(digits, how, signature(1, 1, 8, 8))["x"], np.ones((1, 1, 8, 8), np.float32))
-    assert np.array_equal(prepare(digits[..., 0], how, signature(1, 1, 8, 8))["x"], np.ones((1, 1, 8, 8), np.float32))
+    for raw in (digits, digits[..., 0]):
+        feeds = prepare(raw, how, signature=signature(1, 1, 8, 8))
+        assert np.array_equal(feeds["x"], np.ones((1, 1, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -96,20 +97,20 @@ def test_the_shorter_side_is_named(shape: tuple[int, int], expected: tuple[int, 
 
 
 def test_tabular_rows_pass_and_are_narrowed() -> None:
-    feeds = prepare(np.arange(4.0), None, signature("batch", 4))
+    feeds = prepare(np.arange(4.0), None, signature=signature("batch", 4))
     assert feeds["x"].dtype == np.float32
     assert feeds["x"].shape == (1, 4)
 
 
 def test_tabular_rows_are_normalised_on_the_last_axis() -> None:
     how = Preprocess(mean=(1.0, 2.0), std=(2.0, 4.0))
-    assert prepare(np.array([3, 6]), how, signature(1, 2))["x"].tolist() == [[1.0, 1.0]]
+    assert prepare(np.array([3, 6]), how, signature=signature(1, 2))["x"].tolist() == [[1.0, 1.0]]
 
 
 def test_several_inputs_go_by_name() -> None:
     pair = Signature((TensorSpec("ids", "int64", (1, "n")), TensorSpec("image", "float32", (1, 3, 9, 7))), ())
     how = Preprocess(input="image", scale=1 / 255, layout="CHW")
-    feeds = prepare({"image": PIXELS, "ids": np.array([1, 2], np.int32)}, how, pair)
+    feeds = prepare({"image": PIXELS, "ids": np.array([1, 2], np.int32)}, how, signature=pair)
     assert feeds["ids"].dtype == np.int64
     assert feeds["ids"].shape == (1, 2)
     assert feeds["image"].shape == (1, 3, 9, 7)
@@ -136,19 +137,19 @@ def test_several_inputs_go_by_name() -> None:
 )
 def test_samples_that_do_not_fit_are_refused_with_both_values(raw: Any, how: Preprocess | None, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        prepare(raw, how, signature("batch", 3, 9, 7), name="train[5]")
+        prepare(raw, how, signature=signature("batch", 3, 9, 7), name="train[5]")
     assert "train[5]" in str(caught.value)
 
 
 def test_the_hint_names_the_layout() -> None:
     with pytest.raises(DataError) as caught:
-        prepare(PIXELS.astype(np.float32), None, signature("batch", 3, 9, 7))
+        prepare(PIXELS.astype(np.float32), None, signature=signature("batch", 3, 9, 7))
     assert re.search(r'layout = "CHW"', caught.value.next_step)
 
 
 def test_integers_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="holds 0 to 300, which uint8 cannot"):
-        prepare(np.array([0, 300]), None, signature(1, 2, dtype="uint8"))
+        prepare(np.array([0, 300]), None, signature=signature(1, 2, dtype="uint8"))
 
 
 @pytest.mark.parametrize(
@@ -161,10 +162,10 @@ def test_integers_that_do_not_fit_are_refused() -> None:
 )
 def test_preprocessings_that_make_no_sense_are_refused(how: Preprocess, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        prepare(PIXELS, how, signature("batch", 9, 7, 3))
+        prepare(PIXELS, how, signature=signature("batch", 9, 7, 3))
 
 
 def test_several_inputs_need_an_owner() -> None:
     pair = Signature((TensorSpec("a", "float32", (1, 2)), TensorSpec("b", "float32", (1, 2))), ())
     with pytest.raises(RecipeError, match=r"`preprocess\.input` is missing"):
-        prepare({"a": [1.0, 2.0], "b": [1.0, 2.0]}, Preprocess(), pair)
+        prepare({"a": [1.0, 2.0], "b": [1.0, 2.0]}, Preprocess(), signature=pair)

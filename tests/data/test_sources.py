@@ -128,9 +128,7 @@ def test_class_files_number_the_folders(tmp_path: Path, recipe: MakeRecipe) -> N
     ("text", "message"),
     [("cat\n", "class 'dog' is not among"), ("0 cat x\n2 dog x\n", "not 0 to 1"), ("cat\ncat\n", "twice"), ("", "no")],
 )
-def test_class_files_that_do_not_fit_are_refused(
-    tmp_path: Path, recipe: MakeRecipe, text: str, message: str
-) -> None:
+def test_class_files_that_do_not_fit_are_refused(tmp_path: Path, recipe: MakeRecipe, text: str, message: str) -> None:
     write_zip(tmp_path / "p.zip", pictures("p", range(2)))
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(DataError, match=message):
