@@ -54,8 +54,9 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_two_trainings_give_the_same_bits(optimizer):
+@pytest.mark.parametrize(("optimizer", "threads"), [("sgd", 1), ("sgd", 2), ("adamw", 2)])
+def test_two_trainings_give_the_same_bits(optimizer, threads):
+    torch.set_num_threads(threads)
     settings = Training(epochs=2, batch_size=16, optimizer=optimizer, learning_rate=0.02, augment="crop-flip")
     (one, record), (other, again) = trained(settings), trained(settings)
     assert same(one, other)
