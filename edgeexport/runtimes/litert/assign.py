@@ -179,8 +179,9 @@ def _covered(outputs: list[str], makers: Mapping[str, onnx.NodeProto], paired: s
     waiting = list(outputs)
     while waiting:
         node = makers.get(waiting.pop())
-        if node is None or node.name in covered:
+        if node is None or f"{node.op_type}:{node.output[0]}" in covered:
             continue
-        covered.add(node.name)
+        # A plan knows a node without a name of its own by its operator and output.
+        covered |= {node.name, f"{node.op_type}:{node.output[0]}"}
         waiting += [name for name in node.input if name not in paired]
     return covered
