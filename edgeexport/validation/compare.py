@@ -47,10 +47,10 @@ class _Tally:
         if self.broken or not left.size:
             return
         difference = left - right
-        self.signal += float(left @ left)
-        self.other += float(right @ right)
-        self.noise += float(difference @ difference)
-        self.product += float(left @ right)
+        self.signal += _inner(left, left)
+        self.other += _inner(right, right)
+        self.noise += _inner(difference, difference)
+        self.product += _inner(left, right)
         self.peak = max(self.peak, float(np.abs(left).max()))
         self.error = max(self.error, float(np.abs(difference).max()))
 
@@ -166,6 +166,11 @@ def _misses(parity: OutputParity, *, float_error: float | None, sqnr_db: float |
     return reasons
 
 
+def _inner(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Inner product by pairwise summation, so that figures do not depend on BLAS or its threads."""
+    return float((left * right).sum())
+
+
 def _decibel(signal: float, noise: float) -> float:
     """SQNR in dB, within ±CAP_DB; equal tensors have the cap, also when both are all zero."""
     if noise == 0.0:
@@ -193,7 +198,7 @@ def _tensor_sqnr(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
         return -CAP_DB
     left = reference[finite].astype(np.float64)
     difference = left - candidate[finite].astype(np.float64)
-    return _decibel(float(left @ left), float(difference @ difference))
+    return _decibel(_inner(left, left), _inner(difference, difference))
 
 
 def _run_exposed(model: ModelProto, names: list[str], *, feeds: Feeds) -> dict[str, NDArray[Any]]:

@@ -18,7 +18,7 @@ from edgeexport.records.target import Target
 from edgeexport.records.verdict import Drop, LimitVerdict, State, Verdict
 from edgeexport.validation import paired
 from edgeexport.validation.evaluate import per_sample, rows
-from edgeexport.validation.metrics import Metric, agreement, auc, auc_inputs, ranks
+from edgeexport.validation.metrics import Metric, agreement, auc_inputs, placements
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def drop(metric: Metric, source: Outputs, *, candidate: Outputs, targets: Sequen
     """Return how much worse `candidate` is than `source`: stored outputs on the same samples, in the same order.
 
     Right-or-wrong metrics: Tango's interval, McNemar's p per class. Others: paired bootstrap of 2,000 draws (AUC within
-    each class, as pROC does: Robin et al. 2011), 400 for a user's metric, which may be slow.
+    each class), 400 for a user's metric, which may be slow.
     Raises DataError or ModelError where outputs and targets do not fit.
     """
     if rows(source) != rows(candidate):
@@ -214,23 +214,19 @@ def _drop_of_whole(pair: _Pair, seed: int) -> Drop:
 
 
 def _auc_draws(pair: _Pair, seed: int) -> NDArray[Any]:
-    import numpy as np
-
+    """Draws of the difference of two areas, each class resampled within itself: DeLong's components, first order."""
     metric = pair.metric
     scores, labels = auc_inputs(metric.pick(pair.source), pair.targets)
-    before, after = ranks(scores), ranks(auc_inputs(metric.pick(pair.candidate), pair.targets)[0])
-
-    def statistic(indices: NDArray[Any]) -> float:
-        weights = np.bincount(indices, minlength=labels.size)
-        return metric.factor * (auc(before, labels, weights=weights) - auc(after, labels, weights=weights))
-
-    strata = [np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)]
-    return paired.statistic_draws(statistic, strata, draws=DRAWS, seed=seed)
+    others, _ = auc_inputs(metric.pick(pair.candidate), pair.targets)
+    before, after = placements(scores, labels), placements(others, labels)
+    positive, negative = (metric.factor * (first - second) for first, second in zip(before, after, strict=True))
+    ups = paired.mean_draws(positive, draws=DRAWS, seed=seed)
+    downs = paired.mean_draws(negative, draws=DRAWS, seed=seed + 1)
+    draws: NDArray[Any] = ups + downs - float(negative.mean())
+    return draws
 
 
 def _user_draws(pair: _Pair, seed: int) -> NDArray[Any]:
-    import numpy as np
-
     function = pair.metric.function
     assert function is not None
 
@@ -241,7 +237,7 @@ def _user_draws(pair: _Pair, seed: int) -> NDArray[Any]:
     def statistic(indices: NDArray[Any]) -> float:
         return score_of(pair.source, indices) - score_of(pair.candidate, indices)
 
-    return paired.statistic_draws(statistic, [np.arange(rows(pair.source))], draws=DRAWS_OF_USER_METRIC, seed=seed)
+    return paired.statistic_draws(statistic, rows(pair.source), draws=DRAWS_OF_USER_METRIC, seed=seed)
 
 
 def _bootstrapped(value: float, draws: NDArray[Any], *, samples: int) -> Drop:

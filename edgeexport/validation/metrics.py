@@ -69,7 +69,7 @@ class Metric:
         """Return the score over all samples together. Raises ModelError for a user metric that is not a number."""
         if self.function is None:
             scores, labels = auc_inputs(self.pick(outputs), targets)
-            return self.factor * auc(ranks(scores), labels)
+            return self.factor * float(placements(scores, labels)[0].mean())
         value = float(self.function(dict(outputs), list(targets)))
         if not math.isfinite(value):
             raise ModelError(f"metric {self.name!r} returned {value}, expected a finite number")
@@ -140,14 +140,12 @@ def error_of(power: int) -> Each:
 
 def class_scores(output: NDArray[Any]) -> NDArray[Any]:
     """Return (samples, classes) scores; trailing axes of length 1 are dropped. Raises ModelError for other shapes."""
-    import numpy as np
-
     if output.ndim < 2 or output.size != output.shape[0] * output.shape[1] or output.shape[1] < 2:
         raise ModelError(
             f"an output of shape {output.shape} holds no class scores (samples, classes)",
             next_step='choose the output ("top1:name") or another metric',
         )
-    return output.reshape(output.shape[:2]).astype(np.float64)
+    return output.reshape(output.shape[:2])
 
 
 def class_labels(targets: Sequence[Any], classes: int) -> NDArray[Any]:
@@ -178,25 +176,21 @@ def auc_inputs(output: NDArray[Any], targets: Sequence[Any]) -> tuple[NDArray[An
     return np.asarray(scores), labels
 
 
-def ranks(scores: NDArray[Any]) -> NDArray[Any]:
-    """Return the rank of each score, 0 for the lowest; equal scores share a rank."""
-    import numpy as np
+def placements(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (share of negatives below each positive, share of positives above each negative), ties half.
 
-    return np.asarray(np.unique(scores, return_inverse=True)[1])
-
-
-def auc(rank: NDArray[Any], labels: NDArray[Any], *, weights: NDArray[Any] | None = None) -> float:
-    """Area under the ROC curve: the chance that a positive outranks a negative, ties half (Mann and Whitney 1947).
-
-    weights: how often each sample counts, as in a bootstrap draw; each class needs a positive sum.
+    The mean of either is the area under the ROC curve (Mann and Whitney 1947); together they are the structural
+    components of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988).
     """
     import numpy as np
 
-    weight = np.ones(labels.size) if weights is None else weights
-    positive = np.bincount(rank, weights=weight * labels)
-    negative = np.bincount(rank, weights=weight * (1 - labels))
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+    positive, negative = np.sort(scores[labels == 1]), np.sort(scores[labels == 0])
+
+    def share_below(values: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+        both = np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")
+        return both / (2.0 * others.size)
+
+    return share_below(scores[labels == 1], negative), 1.0 - share_below(scores[labels == 0], positive)
 
 
 def _flat(output: NDArray[Any], metric: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ Everything is seeded, so that the same outputs always give the same verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -86,22 +86,12 @@ def mean_draws(differences: NDArray[Any], *, draws: int, seed: int) -> NDArray[A
     return np.concatenate(parts)
 
 
-def index_draws(strata: Sequence[NDArray[Any]], *, draws: int, seed: int) -> Iterable[NDArray[Any]]:
-    """Yield bootstrap draws of sample indices, each stratum (array of indices) resampled within itself."""
+def statistic_draws(statistic: Callable[[NDArray[Any]], float], size: int, *, draws: int, seed: int) -> NDArray[Any]:
+    """Return bootstrap draws of `statistic(indices)` over `size` samples."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    for _ in range(draws):
-        yield np.concatenate([stratum[generator.integers(0, stratum.size, stratum.size)] for stratum in strata])
-
-
-def statistic_draws(
-    statistic: Callable[[NDArray[Any]], float], strata: Sequence[NDArray[Any]], *, draws: int, seed: int
-) -> NDArray[Any]:
-    """Return bootstrap draws of `statistic(indices)`."""
-    import numpy as np
-
-    return np.array([statistic(indices) for indices in index_draws(strata, draws=draws, seed=seed)])
+    return np.array([statistic(generator.integers(0, size, size)) for _ in range(draws)])
 
 
 def percentile_interval(value: float, draws: NDArray[Any], *, samples: int) -> tuple[float, float, float]:

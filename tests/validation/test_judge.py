@@ -136,6 +136,23 @@ def test_auc_drops_are_paired_and_resampled_within_each_class():
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
+def test_the_interval_of_an_auc_drop_is_that_of_resampling_everything():
+    generator = np.random.default_rng(6)
+    labels = np.repeat([0, 1], [150, 60])
+    scores = labels + generator.normal(size=210)
+    worse = np.round(scores + generator.normal(size=210))
+    metric = resolve_metric("auc", ".")
+    found = drop(metric, {"y": scores[:, None]}, candidate={"y": worse[:, None]}, targets=labels)
+
+    def whole(indices):
+        sides = (metric.whole({"y": side[indices, None]}, labels[indices]) for side in (scores, worse))
+        return next(sides) - next(sides)
+
+    groups = [np.flatnonzero(labels == label) for label in (0, 1)]
+    draws = [whole(np.concatenate([generator.choice(group, group.size) for group in groups])) for _ in range(1500)]
+    assert found.high - found.low == pytest.approx(np.diff(np.quantile(draws, [0.025, 0.975]))[0], rel=0.12)
+
+
 def test_label_free_drops_are_against_the_source_itself():
     source = {"y": np.random.default_rng(3).normal(size=(200, 5))}
     candidate = {"y": source["y"] + np.random.default_rng(4).normal(size=(200, 5)) * 0.1}
