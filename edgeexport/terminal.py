@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -48,7 +48,7 @@ class Display:
         self._step = ""
         self._began = time.monotonic()
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._began = time.monotonic()
         if self._live:
             self._progress.start()
@@ -157,12 +157,13 @@ def show_diagnosis(diagnosis: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in header:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -126,12 +126,24 @@ def _examples(road: Road, target: Target, shipped: Candidate) -> Iterator[Exampl
     lowered, spine = shipped.lowered.record, shipped.rung.spine.record.signature
     session = runtimes.get(target.runtime).open(shipped.path, threads=target.threads, options=lowered.session_options)
     samples = road.prepared("calibration", spine)
-    steps = None
-    if shipped.quantized is not None:
-        points = shipped.quantized.record.plan.activations
-        names = zip(spine.outputs, lowered.signature.outputs, strict=True)
-        steps = {own.name: points[given.name].scale for given, own in names if given.name in points}
+    steps = _steps(target, shipped) if shipped.quantized is not None else None
     for index in range(min(GOLDENS, len(samples))):
         feeds = adapt_feeds(samples.feeds(index), spine, lowered.signature)
         outputs = session.run(feeds)
         yield Example(feeds, outputs, golden_tolerance(outputs, lowered.signature, tolerance=target.tolerance, steps=steps))
+
+
+def _steps(target: Target, shipped: Candidate) -> dict[str, float]:
+    """Return output name -> size of one quantization step, in the output's own numbers.
+
+    An output that is no quantization point itself carries the steps of what is: elsewhere it may be off by as much as
+    int8 is off from float here.
+    """
+    assert shipped.quantized is not None
+    points = shipped.quantized.record.plan.activations
+    errors = {output.output: output.max_abs_error for output in shipped.quantized.record.parity.outputs}
+    names = zip(shipped.rung.spine.record.signature.outputs, shipped.lowered.record.signature.outputs, strict=True)
+    return {
+        own.name: points[given.name].scale if given.name in points else errors[given.name] / target.tolerance.golden_steps
+        for given, own in names
+    }
