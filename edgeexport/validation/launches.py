@@ -1,0 +1,224 @@
+"""Launches: what the fresh processes of one measurement answered, and what makes their numbers unusable.
+
+The rule: an unusable measurement says why, and a doubt that does not make it unusable is a warning. Each check is one
+small function, and its limit stands above with a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport.errors import DeviceError
+from edgeexport.validation.statistics import Drift, spread, trend
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DRIFT_LIMIT, DRIFT_WARNING = 0.05, 0.02
+SPREAD_LIMIT, SPREAD_WARNING = 0.10, 0.05
+TREND_LIMIT, TREND_CHANGE = 0.8, 0.05
+FREQUENCY_LEAST = 0.90
+RESOLUTION_LIMIT = 0.01
+BUSY_SHARE, CONTENDED_SHARE = 1.2, 0.9
+
+
+class _Threads(msgspec.Struct, frozen=True):
+    requested: int
+    actual: int
+
+
+class _Accelerator(msgspec.Struct, frozen=True):
+    requested: str
+    actual: str
+
+
+class _Moment(msgspec.Struct, frozen=True):
+    boot_id: str
+    load_average: tuple[float, ...]
+    frequency_khz: int | None
+
+
+class _Environment(msgspec.Struct, frozen=True):
+    before: _Moment
+    after: _Moment
+
+
+class _Sentinel(msgspec.Struct, frozen=True):
+    before_ns: tuple[int, ...]
+    after_ns: tuple[int, ...]
+
+
+class _Timed(msgspec.Struct, frozen=True):
+    seconds: float
+    cpu_seconds: float
+
+
+class _Clock(msgspec.Struct, frozen=True):
+    resolution_ns: float
+
+
+class Launch(msgspec.Struct, frozen=True, dict=True):
+    """The answer of one fresh process in mode `time`. Unknown fields of newer programs are let through."""
+
+    runtime_version: str
+    model_digest: str
+    bench_digest: str
+    threads: _Threads
+    accelerator: _Accelerator
+    load_ms: float
+    first_ms: float
+    iterations_ns: list[int]
+    timed: _Timed
+    sentinel: _Sentinel
+    environment: _Environment
+    clock: _Clock
+
+    @cached_property
+    def times_ms(self) -> NDArray[Any]:
+        """Milliseconds of every iteration."""
+        import numpy as np
+
+        return np.asarray(self.iterations_ns, float) / 1e6
+
+    @cached_property
+    def median_ms(self) -> float:
+        """The launch's median."""
+        import numpy as np
+
+        return float(np.median(self.times_ms))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What was asked of every launch: the least iterations and seconds, and threads."""
+
+    iterations: int
+    seconds: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Reasons that make a measurement invalid, and warnings that do not. `noisy`: another try may succeed."""
+
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    noisy: bool
+
+
+def read_launch(answer: Mapping[str, Any]) -> Launch:
+    """Return the launch that an answer of mode `time` holds. Raises DeviceError naming what is missing or wrong."""
+    try:
+        launch = msgspec.convert(answer, type=Launch)
+    except msgspec.ValidationError as error:
+        raise DeviceError(f"the answer is not a launch: {error}") from error
+    if not launch.iterations_ns or min(launch.iterations_ns) <= 0:
+        raise DeviceError(f"the answer has {len(launch.iterations_ns)} iterations, or some of no duration")
+    return launch
+
+
+def examine(launches: Sequence[Launch], demand: Demand, drift: Drift) -> Findings:
+    """Apply every rule to the launches of one measurement."""
+    noise = [*_drifted(drift), *_spread(launches), *_trended(launches)]
+    facts = [complaint for rule in RULES for complaint in rule(launches, demand)]
+    both = [*facts, *noise]
+    return Findings(
+        reasons=tuple(text for fatal, text in both if fatal),
+        warnings=tuple(text for fatal, text in both if not fatal),
+        noisy=not any(fatal for fatal, _ in facts) and any(fatal for fatal, _ in noise),
+    )
+
+
+Complaints = Iterator[tuple[bool, str]]
+
+
+def _too_few(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    for launch in launches:
+        count = len(launch.iterations_ns)
+        if count < demand.iterations or launch.timed.seconds < demand.seconds:
+            done = f"{count} iterations in {launch.timed.seconds:.2f} s"
+            yield True, f"too few samples: a launch had {done}, {demand.iterations} and {demand.seconds:g} s are needed"
+            return
+
+
+def _changed(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    del demand
+    boots = {moment.boot_id for each in launches for moment in (each.environment.before, each.environment.after)}
+    for what, values in (
+        ("the device was rebooted", boots),
+        ("the device program changed", {each.bench_digest for each in launches}),
+        ("the model file changed", {each.model_digest for each in launches}),
+        ("the runtime changed", {each.runtime_version for each in launches}),
+    ):
+        if len(values) > 1:
+            yield True, f"{what} between launches: {', '.join(sorted(values))}"
+
+
+def _other_accelerator(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    del demand
+    for requested, actual in {(each.accelerator.requested, each.accelerator.actual) for each in launches}:
+        if requested != actual:
+            yield True, f"ran on {actual}, {requested} was asked for"
+
+
+def _other_threads(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    for actual in {each.threads.actual for each in launches} - {demand.threads}:
+        yield True, f"ran with {actual} threads, {demand.threads} were asked for"
+    busy = [each.timed.cpu_seconds / each.timed.seconds for each in launches]
+    if max(busy) > BUSY_SHARE * demand.threads:
+        yield True, f"kept {max(busy):.1f} cores busy with {demand.threads} thread(s) asked for"
+    if demand.threads == 1 and min(busy) < CONTENDED_SHARE:
+        yield False, f"a launch had the processor for {min(busy):.0%} of its time only: other programs were running"
+
+
+def _slowed(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    del demand
+    start = launches[0].environment.before.frequency_khz
+    seen = [launch.environment.after.frequency_khz for launch in launches]
+    known = [value for value in seen if value is not None]
+    if start and known and min(known) < FREQUENCY_LEAST * start:
+        yield True, f"throttled: the processor fell from {start / 1e6:.2f} to {min(known) / 1e6:.2f} GHz"
+
+
+def _coarse_clock(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    del demand
+    tick = max(launch.clock.resolution_ns for launch in launches)
+    median = min(launch.median_ms for launch in launches) * 1e6
+    if tick > RESOLUTION_LIMIT * median:
+        yield True, f"the clock ticks every {tick:g} ns, more than 1 % of the median of {median:g} ns"
+
+
+RULES: tuple[Callable[[Sequence[Launch], Demand], Complaints], ...] = (
+    _too_few,
+    _changed,
+    _other_accelerator,
+    _other_threads,
+    _slowed,
+    _coarse_clock,
+)
+
+
+def _drifted(drift: Drift) -> Complaints:
+    if drift.shown and drift.share > DRIFT_LIMIT:
+        yield True, f"throttled or disturbed: the sentinel drifted by {drift.share:.1%} (limit {DRIFT_LIMIT:.0%})"
+    elif drift.share > DRIFT_WARNING:
+        kind = "drifted" if drift.shown else "moved, within its noise,"
+        yield False, f"the sentinel {kind} by {drift.share:.1%}"
+
+
+def _spread(launches: Sequence[Launch]) -> Complaints:
+    share = spread([launch.median_ms for launch in launches])
+    if share > SPREAD_WARNING:
+        yield share > SPREAD_LIMIT, f"launches lie {share:.1%} apart (limit {SPREAD_LIMIT:.0%})"
+
+
+def _trended(launches: Sequence[Launch]) -> Complaints:
+    medians = [launch.median_ms for launch in launches]
+    change = max(medians) / min(medians) - 1
+    if len(medians) > 3 and abs(trend(medians)) > TREND_LIMIT and change > TREND_CHANGE:
+        yield True, f"launch after launch went one way: by {change:.1%} in all"
