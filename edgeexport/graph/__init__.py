@@ -8,6 +8,8 @@ from edgeexport.graph.edits import op_counts as op_counts
 from edgeexport.graph.edits import standard_opset as standard_opset
 from edgeexport.graph.files import load as load
 from edgeexport.graph.files import save as save
+from edgeexport.graph.lifting import lift as lift
+from edgeexport.graph.lifting import lift_operators as lift_operators
 from edgeexport.graph.shapes import fix_inputs as fix_inputs
 from edgeexport.graph.shapes import free_inputs as free_inputs
 from edgeexport.graph.shapes import infer_shapes as infer_shapes
