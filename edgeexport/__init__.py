@@ -20,8 +20,6 @@ _PUBLIC = {
     "verify": "edgeexport.bundles.verify",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
-
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home at first use."""
@@ -32,4 +30,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted(__all__)
+    return ["__version__", *sorted(_PUBLIC)]

@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> int:
-    """Turn an exception into one message on stderr and its exit code. What is not ours to expect is a bug, and said so."""
+    """Turn an exception into one message on stderr and its exit code; what nobody expects is a bug, and said so."""
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,4 +1,4 @@
-"""The one way in which long work speaks: a callback with a short text and the fraction done (0 to 1, None if unknown)."""
+"""The one way in which long work speaks: a callback with a short text and the fraction done (0 to 1, or None)."""
 
 from __future__ import annotations
 

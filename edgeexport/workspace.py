@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, Self, TypeVar
 
 from edgeexport.errors import Busy, CorruptFile, NoSpace
 from edgeexport.records.base import digest, file_digest, from_json, to_json
@@ -53,7 +53,7 @@ class Workspace:
         self._digests: dict[str, list[Any]] = {}
         self._digests_changed = False
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         with _disk_errors(self.path):
             for name in ("stages", "tmp"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks --list`, or `NAME`: progress on stderr, last on stdout one JSON object; exit 1 if a bar fails."""
+"""`python -m tests.benchmarks --list`, or `NAME`: last on stdout one JSON object; exit 1 if a bar fails."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were seen on."""
     import os
 
-    from edgeexport.devices.local import host_features
+    from edgeexport.devices import host_features
 
     vector = [
         name for name in sorted(host_features()) if name in {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}

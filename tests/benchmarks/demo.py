@@ -1,4 +1,4 @@
-"""`edgeexport demo` from an empty folder: seconds, bundle sizes, drops. Bars: issue "The whole road", points 2 and 4."""
+"""`edgeexport demo` from an empty folder: seconds, bundle sizes, drops."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_a_pickle_that_holds_more_than_weights_is_refused_and_not_run(desk, caps
 def test_a_checkpoint_that_does_not_fit_lists_the_keys(desk, capsys):
     import torch
 
-    torch.save({"state_dict": {"module.0.weight": torch.zeros(32, 1, 3, 3)}}, desk.folder / "weights.pth")  # noqa: TID251 # a user's file
+    torch.save({"state_dict": {"module.0.weight": torch.zeros(32, 1, 3, 3)}}, desk.folder / "weights.pth")
     desk.edit("recipe.toml", '"models:net"', '"models:net"\nweights = "weights.pth"')
     assert desk.run() == 2
     assert "2.weight" in _lines(capsys)

