@@ -19,6 +19,7 @@ from edgeexport.records.verdict import Drop, LimitVerdict, State, Verdict
 from edgeexport.validation import paired
 from edgeexport.validation.evaluate import per_sample, rows
 from edgeexport.validation.metrics import Metric, agreement, auc_inputs, placements
+from edgeexport.validation.statistics import LEAST_EFFECT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +33,6 @@ BOOTSTRAP_SAMPLES = 50
 SIGNIFICANT = 0.05
 LARGEST_SEARCH = 10**9
 MB = 1e6
-NOISE = 0.02  # a slowdown is claimed only above 2 % (design: "faster" needs an effect beyond max(2 %, drift))
 UNITS = {"max_size_mb": " MB", "max_latency_ms": " ms", "max_memory_mb": " MB", "never_larger": " bytes"}
 
 
@@ -314,7 +314,7 @@ def _judge_larger(evidence: Evidence) -> LimitVerdict:
 
 
 def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
-    """A slowdown fails only when it is claimed; it is excluded when the interval ends below the 2 % of noise."""
+    """A slowdown fails only when it is claimed; it is excluded when the interval ends below its least effect."""
     comparison = evidence.comparison
     reason = _not_judged(target, evidence.measurement)
     if reason or comparison is None:
@@ -327,7 +327,7 @@ def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
         state = "holds"
     elif ratio.high is None:
         reason = "too few launches to compare it with the fp32 source"
-    elif ratio.high <= 1 + NOISE:
+    elif ratio.high <= 1 + LEAST_EFFECT:
         state = "holds"
     else:
         reason = f"no difference shown: {ratio.value:.3g} times the fp32 source's latency, at most {ratio.high:.3g}"
