@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport import graph
 from edgeexport.errors import DataError
 from edgeexport.progress import Progress, silent
-from edgeexport.quantization.clipping import METHODS
+from edgeexport.quantization.clipping import METHODS, Limits
 from edgeexport.quantization.histogram import Histogram
 from edgeexport.quantization.placement import place, prepared, supported
 from edgeexport.records.base import file_digest
@@ -43,8 +43,9 @@ class Seen:
     high: float = -math.inf
     histogram: Histogram = field(default_factory=Histogram)
 
-    def add(self, values: NDArray[Any], low: float, high: float, *, count: bool) -> None:
+    def add(self, values: NDArray[Any], limits: Limits, *, count: bool) -> None:
         """Take in one tensor with its own extremes; count: into the histogram too."""
+        low, high = limits
         self.low, self.high = min(self.low, low), max(self.high, high)
         if count:
             self.histogram.add(values, largest=max(-low, high))
@@ -74,7 +75,7 @@ def calibrate(
     total = len(samples) if isinstance(samples, Sized) else None
     count = 0
     for index, feeds in enumerate(samples):
-        _observe(session, feeds, seen, index=index, histograms=method != "minmax")
+        _observe(session, feeds, seen=seen, index=index, histograms=method != "minmax")
         count = index + 1
         progress(f"calibrate: sample {count}", count / total if total else None)
     if not count:
@@ -100,7 +101,7 @@ def _exposed(model: ModelProto, tensors: tuple[str, ...]) -> OrtSession:
     return open_session(exposed.SerializeToString(), threads=0, options=_OPTIONS)
 
 
-def _observe(session: OrtSession, feeds: Feeds, seen: dict[str, Seen], *, index: int, histograms: bool) -> None:
+def _observe(session: OrtSession, feeds: Feeds, *, seen: dict[str, Seen], index: int, histograms: bool) -> None:
     """Run one sample and take in its tensors, in graph order, so that an error names the first bad one."""
     for name, value in feeds.items():
         if value.dtype.kind == "f":
@@ -112,11 +113,10 @@ def _observe(session: OrtSession, feeds: Feeds, seen: dict[str, Seen], *, index:
     for name, item in seen.items():
         value = values[name]
         if value.size:
-            low, high = _extremes(value, where=f"calibration sample {index}, tensor {name!r}")
-            item.add(value, low, high, count=histograms)
+            item.add(value, _extremes(value, where=f"calibration sample {index}, tensor {name!r}"), count=histograms)
 
 
-def _extremes(value: NDArray[Any], *, where: str) -> tuple[float, float]:
+def _extremes(value: NDArray[Any], *, where: str) -> Limits:
     """Return the least and greatest value. Raises DataError if any is not finite."""
     import numpy as np
 
@@ -135,5 +135,5 @@ def _extremes(value: NDArray[Any], *, where: str) -> tuple[float, float]:
 
 
 def _range(method: str, seen: Seen) -> Range:
-    low, high = METHODS[method](seen.histogram, seen.low, seen.high)
+    low, high = METHODS[method](seen.histogram, (seen.low, seen.high))
     return Range(low=low, high=high, seen_low=seen.low, seen_high=seen.high)

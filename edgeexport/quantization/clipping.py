@@ -25,12 +25,12 @@ _UNLIKELY = 1e-7
 Limits = tuple[float, float]
 
 
-def minmax(_: Histogram, low: float, high: float) -> Limits:
+def minmax(_: Histogram, seen: Limits) -> Limits:
     """Return the extremes themselves."""
-    return low, high
+    return seen
 
 
-def percentile(histogram: Histogram, low: float, high: float) -> Limits:
+def percentile(histogram: Histogram, seen: Limits) -> Limits:
     """Return the limits that leave out (100 - PERCENTILE) / 2 percent of all values at either end, to within a bin."""
     import numpy as np
 
@@ -42,23 +42,23 @@ def percentile(histogram: Histogram, low: float, high: float) -> Limits:
     first = int(np.searchsorted(running, cut, side="right"))
     last = int(np.searchsorted(running, total - cut, side="left"))
     edges = histogram.edges()
-    return max(low, float(edges[first])), min(high, float(edges[last + 1]))
+    return max(seen[0], float(edges[first])), min(seen[1], float(edges[last + 1]))
 
 
-def entropy(histogram: Histogram, low: float, high: float) -> Limits:
+def entropy(histogram: Histogram, seen: Limits) -> Limits:
     """Return the limits whose quantized distribution has the least Kullback-Leibler divergence from the real one.
 
     Migacz, "8-bit Inference with TensorRT", GTC 2017; here with LEVELS levels over at least 8 times as many bins.
     """
-    return _best(histogram, low, high, cost=_divergence)
+    return _best(histogram, seen, cost=_divergence)
 
 
-def mse(histogram: Histogram, low: float, high: float) -> Limits:
+def mse(histogram: Histogram, seen: Limits) -> Limits:
     """Return the limits with the least expected squared error: step²/12 inside, the clipped part outside."""
-    return _best(histogram, low, high, cost=_squared_error)
+    return _best(histogram, seen, cost=_squared_error)
 
 
-METHODS: dict[str, Callable[[Histogram, float, float], Limits]] = {
+METHODS: dict[str, Callable[[Histogram, Limits], Limits]] = {
     "minmax": minmax,
     "percentile": percentile,
     "entropy": entropy,
@@ -66,29 +66,28 @@ METHODS: dict[str, Callable[[Histogram, float, float], Limits]] = {
 }
 
 
-def _best(
-    histogram: Histogram, low: float, high: float, *, cost: Callable[[Histogram, float, float], float]
-) -> Limits:
+def _best(histogram: Histogram, seen: Limits, *, cost: Callable[[Histogram, Limits], float]) -> Limits:
     """Return the candidate of least cost; of equals the widest."""
-    chosen, least = (low, high), float("inf")
-    for candidate in _candidates(low, high):
-        price = cost(histogram, *candidate)
+    chosen, least = seen, float("inf")
+    for candidate in _candidates(seen):
+        price = cost(histogram, candidate)
         if price < least:
             chosen, least = candidate, price
     return chosen
 
 
-def _candidates(low: float, high: float) -> Iterator[Limits]:
+def _candidates(seen: Limits) -> Iterator[Limits]:
+    low, high = seen
     largest = max(-low, high)
     for step in range(_STEPS, _LEAST_STEP - 1, -1):
         threshold = largest * step / _STEPS
         yield max(low, -threshold), min(high, threshold)
 
 
-def _divergence(histogram: Histogram, low: float, high: float) -> float:
+def _divergence(histogram: Histogram, limits: Limits) -> float:
     import numpy as np
 
-    first, last = _window(histogram, low, high)
+    first, last = _window(histogram, limits)
     inside = histogram.counts[first:last].astype(np.float64)
     real = inside.copy()
     real[0] += histogram.counts[:first].sum()
@@ -104,16 +103,18 @@ def _divergence(histogram: Histogram, low: float, high: float) -> float:
     return float(np.sum(real[there] * np.log(real[there] / np.maximum(quantized[there], _UNLIKELY))))
 
 
-def _window(histogram: Histogram, low: float, high: float) -> tuple[int, int]:
-    """Return the bins from `low` to `high`, at least LEVELS of them."""
+def _window(histogram: Histogram, limits: Limits) -> tuple[int, int]:
+    """Return the first bin within `limits` and the one after the last, at least LEVELS apart."""
+    low, high = limits
     first = int(low // histogram.width) + HALF
     last = max(int(-(-high // histogram.width)) + HALF, first + LEVELS)
     return max(min(first, 2 * HALF - LEVELS), 0), min(last, 2 * HALF)
 
 
-def _squared_error(histogram: Histogram, low: float, high: float) -> float:
+def _squared_error(histogram: Histogram, limits: Limits) -> float:
     import numpy as np
 
+    low, high = limits
     centres: NDArray[np.float64] = histogram.edges()[:-1] + histogram.width / 2
     beyond = np.maximum(centres - high, 0.0) + np.maximum(low - centres, 0.0)
     step = (max(high, 0.0) - min(low, 0.0)) / (LEVELS - 1)

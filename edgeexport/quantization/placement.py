@@ -71,7 +71,7 @@ def uses(model: ModelProto, tensor: str) -> int:
 def supported(model: ModelProto) -> tuple[str, ...]:
     """Return the nodes that could run in integers, whether it pays or not. model: `prepared`."""
     nodes = [node for node in model.graph.node if node.op_type in CANDIDATES]
-    return tuple(node.name for node in nodes if not _refusal(model, node, {}))
+    return tuple(node.name for node in nodes if not _refusal(model, node, keep_float={}))
 
 
 def choose(model: ModelProto, keep_float: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -79,7 +79,7 @@ def choose(model: ModelProto, keep_float: Mapping[str, str]) -> tuple[tuple[str,
 
     model: `prepared`. keep_float: nodes that the caller wants in float, with the reason.
     """
-    kept = {node.name: reason for node in model.graph.node if (reason := _refusal(model, node, keep_float))}
+    kept = {node.name: reason for node in model.graph.node if (reason := _refusal(model, node, keep_float=keep_float))}
     weighted = [node for node in model.graph.node if node.op_type in WEIGHTED and node.name not in kept]
     below = _reached(model, {name for node in weighted for name in node.output}, forward=True)
     above = _reached(model, {name for node in weighted for name in node.input}, forward=False)
@@ -89,7 +89,7 @@ def choose(model: ModelProto, keep_float: Mapping[str, str]) -> tuple[tuple[str,
             continue
         after = any(name in below for name in node.input)
         before = any(name in above for name in node.output)
-        if after and (before or _folds(model, node, chosen)):
+        if after and (before or _folds(model, node, chosen=chosen)):
             chosen.add(node.name)
         elif node.op_type not in FOLDED:
             kept[node.name] = "no weighted node follows it" if after else "no weighted node comes before it"
@@ -160,28 +160,28 @@ def write_draft(
 def weight_axis(model: ModelProto, weight: str) -> int | None:
     """Return the axis of output channels on which every node that reads this weight agrees, None if there is none."""
     rank = next(len(tensor.dims) for tensor in model.graph.initializer if tensor.name == weight)
-    axes = {_axis(node, weight, rank) for node in model.graph.node if weight in node.input}
+    axes = {_axis(node, weight, rank=rank) for node in model.graph.node if weight in node.input}
     return axes.pop() if len(axes) == 1 else None
 
 
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
+def attribute(node: NodeProto, name: str, *, default: Any) -> Any:
     """Return an attribute's value, or the default."""
     import onnx
 
     return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
-def _axis(node: NodeProto, weight: str, rank: int) -> int | None:
+def _axis(node: NodeProto, weight: str, *, rank: int) -> int | None:
     if node.op_type == "Conv" and node.input[1] == weight:
         return 0
     if node.op_type == "Gemm" and node.input[1] == weight:
-        return 0 if attribute(node, "transB", 0) else 1
+        return 0 if attribute(node, "transB", default=0) else 1
     if node.op_type == "MatMul" and node.input[1] == weight and rank == 2:
         return 1
     return None
 
 
-def _refusal(model: ModelProto, node: NodeProto, keep_float: Mapping[str, str]) -> str:
+def _refusal(model: ModelProto, node: NodeProto, *, keep_float: Mapping[str, str]) -> str:
     """Why this node must stay in float; empty if it need not, or is no candidate."""
     if node.name in keep_float:
         return keep_float[node.name]
@@ -204,13 +204,13 @@ def _weighted_refusal(model: ModelProto, node: NodeProto) -> str:
     has_bias = len(node.input) > 2 and bool(node.input[2])
     if has_bias and node.input[2] not in stored:
         return "its bias is not a constant"
-    return _gemm_refusal(node, weight, stored[node.input[2]] if has_bias else None) if node.op_type == "Gemm" else ""
+    return _gemm_refusal(node, weight, bias=stored[node.input[2]] if has_bias else None) if node.op_type == "Gemm" else ""
 
 
-def _gemm_refusal(node: NodeProto, weight: TensorProto, bias: TensorProto | None) -> str:
-    if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0):
+def _gemm_refusal(node: NodeProto, weight: TensorProto, *, bias: TensorProto | None) -> str:
+    if attribute(node, "alpha", default=1.0) != 1.0 or attribute(node, "beta", default=1.0) != 1.0 or attribute(node, "transA", default=0):
         return "integer Gemm knows neither alpha, beta nor transA"
-    channels = weight.dims[0 if attribute(node, "transB", 0) else 1]
+    channels = weight.dims[0 if attribute(node, "transB", default=0) else 1]
     if bias is not None and list(bias.dims) != [channels]:
         return f"its bias does not have one value for each of the {channels} channels"
     return ""
@@ -223,12 +223,12 @@ def _crosses_zero(model: ModelProto, node: NodeProto) -> bool:
     if any(name not in values for name in given):
         return False
     inputs = [*node.input[1:3], "", ""]
-    low = float(values[inputs[0]]) if inputs[0] else attribute(node, "min", -float("inf"))
-    high = float(values[inputs[1]]) if inputs[1] else attribute(node, "max", float("inf"))
+    low = float(values[inputs[0]]) if inputs[0] else attribute(node, "min", default=-float("inf"))
+    high = float(values[inputs[1]]) if inputs[1] else attribute(node, "max", default=float("inf"))
     return bool(low <= 0.0 <= high)
 
 
-def _folds(model: ModelProto, node: NodeProto, chosen: set[str]) -> bool:
+def _folds(model: ModelProto, node: NodeProto, *, chosen: set[str]) -> bool:
     """True for a Relu or Clip right after a chosen node that nothing else reads: it costs nothing in integers."""
     maker = next((other for other in model.graph.node if node.input[0] in other.output), None)
     alone = uses(model, node.input[0]) == 1

@@ -52,19 +52,19 @@ def plan_quantization(
     placement = place(model, nodes, symmetric=numbers.symmetric_activations)
     floats = _float_results(model, nodes)
     activations = {
-        name: _activation(ranges, owner, numbers) for name, owner in placement.activations.items() if name not in floats
+        name: _activation(ranges, owner, numbers=numbers) for name, owner in placement.activations.items() if name not in floats
     }
     return QuantizationPlan(
         model_digest=ranges.model_digest,
         numbers=numbers,
         method=ranges.method,
         activations=activations,
-        weights=_weights(model, placement, activations, numbers),
+        weights=_weights(model, placement, activations=activations, numbers=numbers),
         keep_float=kept,
     )
 
 
-def activation_point(low: float, high: float, numbers: NumberFormat) -> Point:
+def activation_point(low: float, high: float, *, numbers: NumberFormat) -> Point:
     """Return scale and zero point for [low, high], widened to include zero; a range of nothing gets scale 1."""
     import numpy as np
 
@@ -97,7 +97,7 @@ def weight_scales(values: NDArray[Any], axis: int | None, *, reduce_range: bool)
 
 
 def _weights(
-    model: ModelProto, placement: Placement, activations: Mapping[str, Point], numbers: NumberFormat
+    model: ModelProto, placement: Placement, *, activations: Mapping[str, Point], numbers: NumberFormat
 ) -> dict[str, WeightPoint]:
     import numpy as np
 
@@ -106,17 +106,17 @@ def _weights(
     for name in placement.weights:
         axis = weight_axis(model, name) if numbers.per_channel else None
         scales = weight_scales(stored[name], axis, reduce_range=numbers.reduce_range)
-        scales = np.maximum(scales, _bias_scales(model, name, stored, activations, len(scales))).astype(np.float32)
+        scales = np.maximum(scales, _bias_scales(model, name, stored=stored, activations=activations, channels=len(scales))).astype(np.float32)
         points[name] = WeightPoint("int8", axis, tuple(float(scale) for scale in scales), (0,) * len(scales))
     for name in placement.constants:
         value = stored[name]
-        point = activation_point(float(value.min()), float(value.max()), numbers)
+        point = activation_point(float(value.min()), float(value.max()), numbers=numbers)
         points[name] = WeightPoint(numbers.activations, None, (point.scale,), (point.zero_point,))
     return points
 
 
 def _bias_scales(
-    model: ModelProto, weight: str, stored: Mapping[str, NDArray[Any]], activations: Mapping[str, Point], channels: int
+    model: ModelProto, weight: str, *, stored: Mapping[str, NDArray[Any]], activations: Mapping[str, Point], channels: int
 ) -> NDArray[np.float64]:
     """Return the least weight scales with which every bias, in steps of input scale · weight scale, fits its sum."""
     import numpy as np
@@ -133,11 +133,11 @@ def _bias_scales(
     return least
 
 
-def _activation(ranges: Ranges, tensor: str, numbers: NumberFormat) -> Point:
+def _activation(ranges: Ranges, tensor: str, *, numbers: NumberFormat) -> Point:
     found = ranges.tensors.get(tensor)
     if found is None:
         raise DataError(f"the ranges know nothing of {tensor!r}", next_step="calibrate again for this number format")
-    return activation_point(found.low, found.high, numbers)
+    return activation_point(found.low, found.high, numbers=numbers)
 
 
 def _float_results(model: ModelProto, nodes: tuple[str, ...]) -> set[str]:

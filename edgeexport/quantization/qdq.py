@@ -57,7 +57,7 @@ def drop_points(model: ModelProto, *, keep: frozenset[str]) -> None:
         model.graph.node.remove(first)
         model.graph.node.remove(second)
         for node in model.graph.node:
-            _rename(node, old, new)
+            _rename(node, old, new=new)
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
@@ -102,10 +102,10 @@ def _overrides(plan: QuantizationPlan, owners: set[str]) -> dict[str, list[dict[
     overrides: dict[str, list[dict[str, Any]]] = {}
     for name, point in plan.activations.items():
         if name in owners:
-            overrides[name] = [_entry(point.scale, point.zero_point, activation)]
+            overrides[name] = [_entry(point.scale, point.zero_point, kind=activation)]
     for name, weight in plan.weights.items():
         kind = np.int8 if weight.dtype == "int8" else np.uint8
-        entries = [_entry(*pair, kind) for pair in zip(weight.scales, weight.zero_points, strict=True)]
+        entries = [_entry(scale, zero, kind=kind) for scale, zero in zip(weight.scales, weight.zero_points, strict=True)]
         if weight.axis is not None:
             for entry in entries:
                 entry["axis"] = weight.axis
@@ -113,7 +113,7 @@ def _overrides(plan: QuantizationPlan, owners: set[str]) -> dict[str, list[dict[
     return overrides
 
 
-def _entry(scale: float, zero_point: int, kind: Any) -> dict[str, Any]:
+def _entry(scale: float, zero_point: int, *, kind: Any) -> dict[str, Any]:
     import numpy as np
 
     return {"scale": np.array(scale, np.float32), "zero_point": np.array(zero_point, kind)}
@@ -133,7 +133,7 @@ def _tensor(node: NodeProto) -> str:
     return str(node.input[0].removesuffix(suffix))
 
 
-def _rename(node: NodeProto, old: str, new: str) -> None:
+def _rename(node: NodeProto, old: str, *, new: str) -> None:
     for names in (node.input, node.output):
         for index, name in enumerate(names):
             if name == old:

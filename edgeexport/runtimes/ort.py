@@ -57,7 +57,7 @@ def open_session(model: Path | bytes, *, threads: int = 1, options: Mapping[str,
     source = str(model) if isinstance(model, Path) else model
     config = _session_options(ort, options)
     config.intra_op_num_threads = threads
-    inner = _started(ort, source, config, origin=origin)
+    inner = _started(ort, source, config=config, origin=origin)
     return OrtSession(inner=inner, signature=_signature(inner), origin=origin)
 
 
@@ -213,7 +213,7 @@ def _bake(model: ModelProto, out: Path, *, job: Conversion, options: Mapping[str
         if "session.qdqisint8allowed" not in options["config_entries"]:
             config.add_session_config_entry("session.qdqisint8allowed", "0")
         disabled = [] if nchwc else ["NchwcTransformer"]
-        _started(ort, model.SerializeToString(deterministic=True), config, origin=str(job.spine), disabled=disabled)
+        _started(ort, model.SerializeToString(deterministic=True), config=config, origin=str(job.spine), disabled=disabled)
         made.write_bytes(canonical(made.read_bytes()))
         made.replace(out)
     if job.target.arch != "x86_64":
@@ -247,7 +247,7 @@ def _session_options(ort: Any, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def _started(ort: Any, source: str | bytes, config: Any, *, origin: str, disabled: list[str] | None = None) -> Any:
+def _started(ort: Any, source: str | bytes, *, config: Any, origin: str, disabled: list[str] | None = None) -> Any:
     """Make an InferenceSession, with its errors turned into ours."""
     errors = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     try:
@@ -259,10 +259,10 @@ def _started(ort: Any, source: str | bytes, config: Any, *, origin: str, disable
     except (errors.InvalidGraph, errors.NotImplemented, errors.EPFail) as error:
         raise ModelError(f"{origin}: onnxruntime {ort.__version__} cannot run it: {_brief(error)}") from error
     except (errors.Fail, errors.RuntimeException) as error:
-        raise _load_error(ort, error, origin) from error
+        raise _load_error(ort, error, origin=origin) from error
 
 
-def _load_error(ort: Any, error: Exception, origin: str) -> Exception:
+def _load_error(ort: Any, error: Exception, *, origin: str) -> Exception:
     """onnxruntime says Fail for damaged files, for files that are too new, and for a full disk alike."""
     text = str(error)
     if "No space left" in text:

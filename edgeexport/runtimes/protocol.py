@@ -118,7 +118,7 @@ def adapt_feeds(feeds: Feeds, source: Signature, to: Signature) -> Feeds:
     if missing or len(feeds) != len(source.inputs):
         raise DataError(f"feeds are {sorted(feeds)}, the model's inputs are {[spec.name for spec in source.inputs]}")
     pairs = _paired(source.inputs, to.inputs, what="inputs")
-    return {other.name: _adapted(feeds[spec.name], spec, other) for spec, other in pairs}
+    return {other.name: _adapted(feeds[spec.name], spec, to=other) for spec, other in pairs}
 
 
 def adapt_outputs(outputs: Outputs, source: Signature, to: Signature) -> Outputs:
@@ -127,7 +127,7 @@ def adapt_outputs(outputs: Outputs, source: Signature, to: Signature) -> Outputs
     if missing:
         raise DataError(f"outputs {missing} are missing; there are {sorted(outputs)}")
     pairs = _paired(source.outputs, to.outputs, what="outputs")
-    return {other.name: _adapted(outputs[spec.name], spec, other) for spec, other in pairs}
+    return {other.name: _adapted(outputs[spec.name], spec, to=other) for spec, other in pairs}
 
 
 def quantize_values(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
@@ -163,10 +163,10 @@ def _paired(
     return list(zip(ours, theirs, strict=True))
 
 
-def _adapted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArray[Any]:
+def _adapted(values: NDArray[Any], source: TensorSpec, *, to: TensorSpec) -> NDArray[Any]:
     import numpy as np
 
-    moved = _permuted(np.asarray(values), source, to)
+    moved = _permuted(np.asarray(values), source, to=to)
     same_steps = (source.dtype, source.scale, source.zero_point) == (to.dtype, to.scale, to.zero_point)
     if source.scale is not None and not same_steps:
         moved = dequantize_values(moved, source)
@@ -175,7 +175,7 @@ def _adapted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArra
     return np.ascontiguousarray(_cast(moved, to))
 
 
-def _permuted(values: NDArray[Any], source: TensorSpec, to: TensorSpec) -> NDArray[Any]:
+def _permuted(values: NDArray[Any], source: TensorSpec, *, to: TensorSpec) -> NDArray[Any]:
     """Move the channel axis of a picture; `as-is` on either side means: leave the axes alone."""
     axes = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}.get((source.layout, to.layout))
     if axes is None:

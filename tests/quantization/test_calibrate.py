@@ -96,7 +96,7 @@ def test_percentile_is_within_one_bin_of_the_exact_one() -> None:
     ordered = np.sort(values)
     cut = len(values) * (100 - PERCENTILE) / 200
     exact = float(ordered[int(cut)]), float(ordered[int(np.ceil(len(values) - cut)) - 1])
-    found = METHODS["percentile"](histogram, low, high)
+    found = METHODS["percentile"](histogram, (low, high))
     assert np.abs(np.subtract(found, exact)).max() <= histogram.width
     assert found[1] < high
 
@@ -104,7 +104,7 @@ def test_percentile_is_within_one_bin_of_the_exact_one() -> None:
 @pytest.mark.parametrize("method", ["entropy", "mse", "percentile"])
 def test_histogram_methods_differ_from_minmax_where_there_is_a_tail(method: str) -> None:
     histogram, low, high = counted(relu_like())
-    found = METHODS[method](histogram, low, high)
+    found = METHODS[method](histogram, (low, high))
     assert found[0] == 0.0
     assert found[1] < 0.95 * high
 
@@ -117,7 +117,7 @@ def test_mse_is_close_to_the_best_of_all_thresholds_on_the_raw_values() -> None:
         step = limit / 255
         return float(np.mean((values - np.clip(np.rint(values / step), 0, 255) * step) ** 2))
 
-    chosen = METHODS["mse"](histogram, low, high)[1]
+    chosen = METHODS["mse"](histogram, (low, high))[1]
     assert error(chosen) <= 1.05 * min(error(part * high) for part in np.linspace(0.1, 1.0, 91))
 
 
@@ -140,7 +140,7 @@ def test_a_histogram_loses_no_value_and_uses_its_bins() -> None:
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_tensor_of_zeros_gets_the_range_of_nothing(method: str) -> None:
     histogram, low, high = counted(np.zeros(100, np.float32))
-    assert METHODS[method](histogram, low, high) == (0.0, 0.0)
+    assert METHODS[method](histogram, (low, high)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

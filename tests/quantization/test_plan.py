@@ -52,7 +52,7 @@ def test_activation_points_equal_onnxruntimes(numbers: NumberFormat, limits: tup
     least, most = get_qmin_qmax_for_qType(kind.tensor_type, symmetric=symmetric)
     low, high = np.float32(limits)
     zero_point, scale = compute_scale_zp(low, high, least, most, symmetric)
-    point = activation_point(float(low), float(high), numbers)
+    point = activation_point(float(low), float(high), numbers=numbers)
     assert (np.float32(point.scale), point.zero_point) == (scale, zero_point)
 
 
@@ -70,7 +70,7 @@ def test_weight_scales_equal_onnxruntimes(reduce_range: bool) -> None:
 @pytest.mark.parametrize("numbers", FORMATS)
 @pytest.mark.parametrize("limits", [(0.0, 0.0), (0.0, 1e-45), (-1e-38, 1e-38), (0.0, 3e38), (-3e38, 3e38)])
 def test_every_scale_is_a_normal_float_above_zero(numbers: NumberFormat, limits: tuple[float, float]) -> None:
-    point = activation_point(*limits, numbers)
+    point = activation_point(*limits, numbers=numbers)
     assert LEAST_SCALE <= point.scale < np.inf
     limits_of = np.iinfo(point.dtype)
     assert limits_of.min <= point.zero_point <= limits_of.max
