@@ -5,6 +5,7 @@ The rule: a bundle is written whole or not at all, and passes its own check befo
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,9 @@ def golden_tolerance(
 def manifest_schema() -> bytes:
     """Return the JSON schema of the manifest, as published in `manifest.schema.json` beside this file."""
     schema = msgspec.json.schema(Manifest)
+    for definition in schema["$defs"].values():
+        # Python 3.13 strips the indentation of docstrings, older ones do not.
+        definition["description"] = inspect.cleandoc(definition.get("description", ""))
     return msgspec.json.format(msgspec.json.encode(schema, order="sorted"), indent=2) + b"\n"
 
 
