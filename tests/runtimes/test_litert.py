@@ -11,7 +11,8 @@ import pytest
 from edgeexport import graph
 from edgeexport.errors import DataError, MissingExtra, ModelError, UnsupportedOperator
 from edgeexport.runtimes import get, litert
-from edgeexport.runtimes.litert import flatbuffer
+from edgeexport.runtimes.litert import flatbuffer, pairing
+from edgeexport.runtimes.litert.assign import assign
 from edgeexport.runtimes.protocol import Converted, adapt_feeds, adapt_outputs
 from tests.needs import need
 
@@ -136,6 +137,28 @@ def test_every_tensor_of_the_cnn_takes_our_ranges(cnn_int8) -> None:
     assert "took our ranges" in cnn_int8[2].notes[0]
 
 
+def test_a_pair_holds_on_amplified_probes_too(cnn) -> None:
+    net, path, converted = cnn
+    ours = graph.signature(graph.load(net.path))
+    feeds = pairing.with_amplified(net.samples[:2])
+    assert len(feeds) == 4
+    found = pairing.pair_activations(net.path, path, spine=ours, file=converted.signature, feeds=feeds)
+    names = [flatbuffer.tensor_name(tensor) for tensor in flatbuffer.read(path).subgraphs[0].tensors]
+    fits = {names[index]: others for index, others in found.items()}
+    assert fits["r2"] == ("r2",)
+    assert fits["image"] == ("image",)
+
+
+def test_two_fits_with_different_ranges_are_not_guessed(cnn) -> None:
+    net, path, _ = cnn
+    model, plan = flatbuffer.read(path), cnn[0].plan()
+    names = [flatbuffer.tensor_name(tensor) for tensor in flatbuffer.activations(model).values()]
+    pairs = {"activations": {name: [name] for name in names} | {"sum": ["sum", "r1"]}, "weights": {}}
+    numbers = assign(model, pairs, graph.load(net.path), plan=plan, ranges=net.ranges)
+    assert "sum" in numbers.leftovers
+    assert "r1" not in numbers.leftovers
+
+
 def test_a_tensor_without_a_range_is_calibrated_there_and_named(cnn, folder) -> None:
     net = cnn[0]
     known = {name: seen for name, seen in net.ranges.tensors.items() if name != "sum"}
@@ -175,6 +198,7 @@ def test_an_mlp_converts(mlp_int8) -> None:
     assert sqnr_db(mlp_int8[0].expected(), outputs(mlp_int8)) > 20.0
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(mlp_int8, folder) -> None:
     net, first, _ = mlp_int8
     again = folder / "again.tflite"
