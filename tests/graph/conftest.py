@@ -1,5 +1,5 @@
 """The tiny model that most tests of `edgeexport.graph` start from."""
-# ruff: noqa: TID253  what is built here is ONNX
+
 
 from __future__ import annotations
 

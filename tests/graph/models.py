@@ -1,5 +1,5 @@
 """Tiny ONNX models that the tests of `edgeexport.graph` share."""
-# ruff: noqa: TID253  what is built here is ONNX
+
 
 from __future__ import annotations
 

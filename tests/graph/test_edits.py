@@ -1,5 +1,5 @@
 """Edits, counts and stored numbers."""
-# ruff: noqa: TID253  this room is about ONNX: without it there is nothing to test
+
 
 from __future__ import annotations
 

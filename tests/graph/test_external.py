@@ -1,5 +1,5 @@
 """External data: read from the model's own folder, and from nowhere else."""
-# ruff: noqa: TID253  this room is about ONNX: without it there is nothing to test
+
 
 from __future__ import annotations
 

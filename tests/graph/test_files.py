@@ -1,5 +1,5 @@
 """Loading and saving: what is good comes back, what is hostile is refused with its reason."""
-# ruff: noqa: TID253  this room is about ONNX: without it there is nothing to test
+
 
 from __future__ import annotations
 
@@ -245,9 +245,7 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def test_too_many_nodes_are_refused(
-    mlp: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_nodes_are_refused(mlp: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structure, "MAX_NODES", 1)
     with pytest.raises(ModelError, match="more than 1 nodes"):
         load(write(mlp, tmp_path))

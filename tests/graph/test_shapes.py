@@ -1,5 +1,5 @@
 """Signatures, shapes and the batch axis."""
-# ruff: noqa: TID253  this room is about ONNX: without it there is nothing to test
+
 
 from __future__ import annotations
 

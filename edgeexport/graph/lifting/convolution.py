@@ -98,7 +98,7 @@ def conv_transpose(node: Node) -> Run:
     return run
 
 
-def _transposed_pads(  # noqa: PLR0913, PLR0917
+def _transposed_pads(
     window: Window, extra: list[int], wanted: list[int], sizes: Sequence[int], kernel: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     count = len(window.strides)
@@ -161,9 +161,7 @@ def average_pool(node: Node) -> Run:
     return run
 
 
-def _reach(
-    window: Window, kernel: list[int], sizes: Sequence[int], pads: tuple[list[int], list[int]]
-) -> list[int]:
+def _reach(window: Window, kernel: list[int], sizes: Sequence[int], pads: tuple[list[int], list[int]]) -> list[int]:
     """Return the padding after each axis with which rounding down gives the size that rounding up asks for."""
     result = []
     for i, (size, before, after) in enumerate(zip(sizes, *pads, strict=True)):

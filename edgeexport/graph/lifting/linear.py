@@ -20,8 +20,9 @@ def gemm(node: Node) -> Run:
         a = a.t() if turn_a else a
         if is_layer and (c is None or c.shape[0] == b.shape[0 if turn_b else 1]):
             return F.linear(a, b if turn_b else b.t(), c)
-        scaled = alpha * torch.matmul(a, b.t() if turn_b else b)
-        return scaled if c is None else scaled + beta * c
+        product = torch.matmul(a, b.t() if turn_b else b)
+        scaled = product if alpha == 1 else product * alpha
+        return scaled if c is None else scaled + (c if beta == 1 else c * beta)
 
     return run
 

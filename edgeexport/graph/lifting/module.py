@@ -61,7 +61,11 @@ class Lifted(nn.Module):
 
     def tap(self, tensor: str, module: nn.Module) -> None:
         """Send the ONNX tensor `tensor` (input, stored or computed) through `module` wherever it is read."""
-        known = {*self.input_names, *self.weight_names, *(name for step in self._program.steps for name in step.outputs)}
+        known = {
+            *self.input_names,
+            *self.weight_names,
+            *(name for step in self._program.steps for name in step.outputs),
+        }
         if tensor not in known:
             raise ModelError(f"the lifted model has no tensor {tensor!r}")
         self._tap_keys[tensor] = f"tap{len(self._tap_keys)}"
@@ -120,7 +124,7 @@ class Lifted(nn.Module):
         *folders, leaf = name.split(".")
         owner: nn.Module = self
         for part in folders:
-            held = owner._modules.get(part)  # noqa: SLF001  torch's own table of submodules
+            held = owner._modules.get(part)
             if held is None and not _is_free(owner, part):
                 return None
             if held is None:

@@ -4,6 +4,7 @@ The rule: values are object arrays of Python numbers, symbolic ones for a free b
 sees the sizes themselves and nothing depends on data.
 """
 # ruff: noqa: TID253  imported only by `lift`, which needs torch
+# ruff: noqa: ARG001, ARG005  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def _cast(node: Node) -> Run:
     node.get("saturate")
     to = node.get("to")
     if to in _INTEGERS:
-        return _each(lambda n: n if isinstance(n, int | torch.SymInt) else torch.sym_int(n))(node)
+        return _each(lambda n: n if isinstance(n, int | torch.SymInt) else torch.sym_int(n))(node)  # type: ignore[no-untyped-call]
     return _each(torch.sym_float)(node)
 
 

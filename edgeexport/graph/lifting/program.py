@@ -147,7 +147,9 @@ def _weights(model: ModelProto, stored: Mapping[str, np.ndarray]) -> frozenset[s
             wanted |= {name for name in node.input if name not in stored or stored[name].size > 1}
         if node.op_type in _MOVES and wanted & set(node.output):
             wanted.add(node.input[0])
-    return frozenset(name for name in wanted & stored.keys() if stored[name].dtype.name in ("float16", "float32", "float64"))
+    return frozenset(
+        name for name in wanted & stored.keys() if stored[name].dtype.name in ("float16", "float32", "float64")
+    )
 
 
 def _add(proto: NodeProto, state: _State) -> None:

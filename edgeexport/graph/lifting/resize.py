@@ -3,6 +3,7 @@
 Source: ONNX Operators.md, Resize (coordinate_transformation_mode, nearest_mode).
 """
 # ruff: noqa: TID253  imported only by `lift`, which needs torch
+# ruff: noqa: ARG001  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the name everybody knows
@@ -120,19 +122,24 @@ def _resize(x: Tensor, sizes: list[int], scales: list[float], way: Way) -> Tenso
 
 
 def _place(i: int, size: int, have: int, scale: float, coordinates: str) -> float:
-    """Return where the value i of the result lies on the input's axis."""
+    """Return where the value i of the result lies on the input's axis, in the runtimes' 32-bit arithmetic.
+
+    Where a place falls between two values, more digits would round to the other neighbour.
+    """
+    half, ratio = np.float32(0.5), np.float32(scale)
+    position, new, old = np.float32(i), np.float32(size), np.float32(have)
     match coordinates:
         case "asymmetric":
-            return i / scale
+            return float(position / ratio)
         case "align_corners":
-            return i * (have - 1) / (size - 1) if size > 1 else 0.0
+            return float(position * (old - 1) / (new - 1)) if size > 1 else 0.0
         case "pytorch_half_pixel" if size <= 1:
             return 0.0
         case "half_pixel_symmetric":
-            center = have / 2 * (1 - size / (have * scale))
-            return center + (i + 0.5) / scale - 0.5
+            center = old / 2 * (1 - new / (ratio * old))
+            return float(center + (position + half) / ratio - half)
         case _:
-            return (i + 0.5) / scale - 0.5
+            return float((position + half) / ratio - half)
 
 
 def _nearest(x: Tensor, sizes: list[int], scales: list[float], way: Way) -> Tensor:

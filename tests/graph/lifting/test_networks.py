@@ -1,5 +1,5 @@
 """Whole networks: exported by torch, lifted, compared with onnxruntime, exported again with a free batch."""
-# ruff: noqa: TID253  this room is about ONNX: without it there is nothing to test
+
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def test_a_tap_sees_and_changes_a_tensor() -> None:
 
 
 def test_unknown_operators_are_refused_by_name_all_at_once() -> None:
-    nodes = [helper.make_node("Det", ["x"], ["d"], name="first"), helper.make_node("NonZero", ["x"], ["z"], name="second")]
+    nodes = [
+        helper.make_node("Det", ["x"], ["d"], name="first"),
+        helper.make_node("NonZero", ["x"], ["z"], name="second"),
+    ]
     model = make_model(nodes, inputs={"x": [3, 3]}, outputs=["d"])
     with pytest.raises(UnsupportedOperator, match=r"Det \(Det node 'first'\); NonZero"):
         lift(model)
