@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
-from edgeexport.devices import host_features
+from edgeexport.devices.local import host_features
 from edgeexport.pipeline import run
 from edgeexport.progress import Progress, silent
 from edgeexport.records.recipe import load_recipe

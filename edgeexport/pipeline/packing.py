@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeexport import __version__, data, runtimes
-from edgeexport.bundles.pack import Example, Parts, golden_tolerance, pack
+from edgeexport.bundles.pack import Parts, pack
 from edgeexport.bundles.verify import verify
 from edgeexport.errors import CheckFailed
+from edgeexport.pipeline.goldens import examples_of
 from edgeexport.pipeline.lower import Candidate
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.ship import Choice, result
@@ -19,13 +20,10 @@ from edgeexport.records.base import digest, file_digest
 from edgeexport.records.manifest import FORMAT_VERSION, Ancestor, Manifest
 from edgeexport.records.run import RunRecord, TargetResult
 from edgeexport.records.target import Target
-from edgeexport.runtimes.protocol import adapt_feeds
 from edgeexport.workspace import publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-GOLDENS = 3
 
 
 def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out: Path) -> TargetResult:
@@ -44,7 +42,7 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
 
         road.progress(f"pack {name}", None)
         draft = _draft(road, target, choice, shipped)
-        examples = list(_examples(road, target, shipped))
+        examples = examples_of(road, target, candidate=shipped)
         records = {"run": own} | ({"plan": shipped.quantized.record.plan} if shipped.quantized else {})
         manifest = pack(folder / name, draft, parts=Parts(shipped.path, examples, records, html(own)))
         check = verify(folder / name)
@@ -119,31 +117,3 @@ def _lineage(shipped: Candidate) -> Iterator[Ancestor]:
         yield Ancestor("parent", parent, 0)
     for artifact, note in artifacts:
         yield Ancestor(artifact.maker, artifact.digest, artifact.bytes, note)
-
-
-def _examples(road: Road, target: Target, shipped: Candidate) -> Iterator[Example]:
-    """Run the shipped file on a few calibration samples, in its own signature."""
-    lowered, spine = shipped.lowered.record, shipped.rung.spine.record.signature
-    session = runtimes.get(target.runtime).open(shipped.path, threads=target.threads, options=lowered.session_options)
-    samples = road.prepared("calibration", spine)
-    steps = _steps(target, shipped) if shipped.quantized is not None else None
-    for index in range(min(GOLDENS, len(samples))):
-        feeds = adapt_feeds(samples.feeds(index), spine, lowered.signature)
-        outputs = session.run(feeds)
-        yield Example(feeds, outputs, golden_tolerance(outputs, lowered.signature, tolerance=target.tolerance, steps=steps))
-
-
-def _steps(target: Target, shipped: Candidate) -> dict[str, float]:
-    """Return output name -> size of one quantization step, in the output's own numbers.
-
-    An output that is no quantization point itself carries the steps of what is: elsewhere it may be off by as much as
-    int8 is off from float here.
-    """
-    assert shipped.quantized is not None
-    points = shipped.quantized.record.plan.activations
-    errors = {output.output: output.max_abs_error for output in shipped.quantized.record.parity.outputs}
-    names = zip(shipped.rung.spine.record.signature.outputs, shipped.lowered.record.signature.outputs, strict=True)
-    return {
-        own.name: points[given.name].scale if given.name in points else errors[given.name] / target.tolerance.golden_steps
-        for given, own in names
-    }

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport import data, devices
+from edgeexport import data
+from edgeexport.devices.local import host_features
 from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress
 from edgeexport.records.artifact import Signature, TensorSpec
@@ -98,7 +99,7 @@ def training_key() -> dict[str, Any]:
     return {
         "versions": versions("torch", "numpy", "torch-pruning"),
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
-        "cpu": digest(sorted(devices.host_features())),
+        "cpu": digest(sorted(host_features())),
     }
 
 

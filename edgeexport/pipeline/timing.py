@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport import devices, runtimes
+from edgeexport.pipeline.goldens import examples_of
 from edgeexport.pipeline.lower import Candidate
 from edgeexport.pipeline.road import Road
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.stages import Timed
 from edgeexport.records.target import Target
-from edgeexport.runtimes.protocol import adapt_feeds
 from edgeexport.workspace import versions
 
 if TYPE_CHECKING:
     from edgeexport.devices.protocol import Device
-    from edgeexport.runtimes.protocol import Feeds
+    from edgeexport.validation.measure import Mode, Subject
 
 NO_DEVICE = "none"
-MODE = "quick"
+MODE: Mode = "quick"
 
 
 def device_for(target: Target, wanted: str | None) -> tuple[Device | None, str]:
@@ -45,23 +45,15 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
     if machine is None:
         return Timed(reason=reason)
 
-    def make(_: Path) -> Timed:
-        from edgeexport.validation.measure import Subject, measure
+    def make(folder: Path) -> Timed:
+        from edgeexport.validation.measure import measure
 
-        subjects = [
-            Subject(
-                label=each.row.name,
-                path=each.path,
-                digest=each.row.artifact.digest,
-                runtime=target.runtime,
-                threads=target.threads,
-                options=each.lowered.record.session_options,
-                inputs=_inputs(road, each),
-            )
-            for each in ([base] if candidate.row.artifact.digest == base.row.artifact.digest else [base, candidate])
-        ]
+        files = [base] if candidate.row.artifact.digest == base.row.artifact.digest else [base, candidate]
+        subjects = [_subject(road, target, each) for each in files]
         road.progress(f"measure {candidate.row.name} on {target.name}", 0.0)
-        measured, compared = measure(subjects, device=machine, mode=MODE, progress=road.progress)
+        measured, compared = measure(
+            subjects, device=machine, mode=MODE, progress=road.progress, keep=folder / "launches"
+        )
         return Timed(measured[0], measured[-1], compared[-1] if compared else None)
 
     key = {
@@ -84,7 +76,19 @@ def _lasting(facts: DeviceFacts) -> dict[str, Any]:
     return {name: value for name, value in msgspec.to_builtins(facts).items() if name not in passing}
 
 
-def _inputs(road: Road, candidate: Candidate) -> Feeds:
-    """One real sample in the file's own signature."""
-    spine = candidate.rung.spine.record.signature
-    return adapt_feeds(next(road.parity_feeds(spine)), spine, candidate.lowered.record.signature)
+def _subject(road: Road, target: Target, candidate: Candidate) -> Subject:
+    """A file with real samples and the outputs it must give for them."""
+    from edgeexport.validation.measure import Subject
+
+    examples = examples_of(road, target, candidate=candidate)
+    return Subject(
+        label=candidate.row.name,
+        path=candidate.path,
+        digest=candidate.row.artifact.digest,
+        runtime=target.runtime,
+        inputs=[example.inputs for example in examples],
+        threads=target.threads,
+        options=candidate.lowered.record.session_options,
+        goldens=[example.outputs for example in examples],
+        tolerance=examples[0].tolerance,
+    )

@@ -6,10 +6,11 @@ from the last one that held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -19,7 +20,7 @@ from edgeexport.pipeline.road import Road, declared_signature, model_key, traini
 from edgeexport.pipeline.spine import export_spine, onnx_spine
 from edgeexport.records.artifact import Artifact, TorchWeights
 from edgeexport.records.base import file_digest
-from edgeexport.records.recipe import Distill, ModelSpec, Prune, Train, Training
+from edgeexport.records.recipe import Distill, ModelSpec, Prune, Step, Train, Training
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Scored, Spine
 from edgeexport.workspace import Stage
@@ -57,12 +58,11 @@ class TorchRoad:
 
 def climb(road: Road, bar: float | None) -> TorchRoad:
     """Make the source, then take each PyTorch step of the recipe; roll back what loses more than `bar`."""
-    steps = list(road.recipe.step)
-    first = steps.pop(0) if steps and isinstance(steps[0], Train) else None
-    source = _source(road, first)
+    steps = road.recipe.step
+    source = _source(road, next((step for step in steps if isinstance(step, Train)), None))
     standing, rows = [source], [_row(source, "")]
     for take in _moves(road, steps):
-        rung = take(standing[-1], source)
+        rung = take(last=standing[-1], source=source)
         reason = drop_gate(rung.scored, bar)
         rows.append(_row(rung, reason))
         if not reason:
@@ -70,19 +70,24 @@ def climb(road: Road, bar: float | None) -> TorchRoad:
     return TorchRoad(tuple(standing), tuple(rows))
 
 
-Move = Callable[[TorchRung, TorchRung], TorchRung]
+class Move(Protocol):
+    """One step that makes a rung from the last one that stands; the source is the teacher."""
+
+    def __call__(self, *, last: TorchRung, source: TorchRung) -> TorchRung:
+        """Make the rung."""
+        ...
 
 
-def _moves(road: Road, steps: list[Any]) -> Iterator[Move]:
-    """Yield a move for every distil step and every pruning round; it takes (last standing rung, source)."""
+def _moves(road: Road, steps: Sequence[Step]) -> Iterator[Move]:
+    """Yield a move for every distil step and every pruning round."""
     for step in steps:
         if isinstance(step, Distill):
-            yield lambda last, source, step=step: _distilled(road, step, last=last, source=source)
+            yield functools.partial(_distilled, road, step)
         if isinstance(step, Prune):
+            share = msgspec.structs.replace(step, macs=step.macs ** (1 / step.rounds), rounds=1)
             for number in range(1, step.rounds + 1):
                 name = "pruned" if step.rounds == 1 else f"pruned {number}/{step.rounds}"
-                share = msgspec.structs.replace(step, macs=step.macs ** (1 / step.rounds), rounds=1)
-                yield lambda last, source, s=share, n=name: _pruned(road, s, last=last, source=source, name=n)
+                yield functools.partial(_pruned, road, share, name=name)
 
 
 def _source(road: Road, train: Train | None) -> TorchRung:
