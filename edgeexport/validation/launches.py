@@ -6,6 +6,7 @@ small function, and its limit stands above with a name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,5 +221,7 @@ def _spread(launches: Sequence[Launch]) -> Complaints:
 def _trended(launches: Sequence[Launch]) -> Complaints:
     medians = [launch.median_ms for launch in launches]
     change = max(medians) / min(medians) - 1
-    if len(medians) > 3 and abs(trend(medians)) > TREND_LIMIT and change > TREND_CHANGE:
+    # Two standard errors of a rank correlation: the order of a few launches looks like a trend soon enough.
+    limit = max(TREND_LIMIT, 2 / math.sqrt(max(1, len(medians) - 1)))
+    if abs(trend(medians)) > limit and change > TREND_CHANGE:
         yield True, f"launch after launch went one way: by {change:.1%} in all"
