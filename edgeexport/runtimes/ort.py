@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import operator
 import platform
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import CorruptFile, DataError, MachineError, MissingExtra, ModelError, NoSpace
+from edgeexport.graph.files import parse
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.target import Target
@@ -201,19 +203,15 @@ def _target_options(job: Conversion) -> dict[str, Any]:
 
 def _bake(model: ModelProto, out: Path, *, job: Conversion, options: Mapping[str, Any]) -> tuple[str, ...]:
     """Let onnxruntime optimise the model and save it in ORT format; all files stay in the folder of `out`."""
-    ort = _onnxruntime("converting to the ORT format")
     nchwc = bakes_nchwc(job.target)
+    origin = str(job.quantized or job.spine)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ort-") as folder:
-        made = Path(folder) / "model.ort"
-        config = _session_options(ort, options)
-        config.intra_op_num_threads = 1
-        config.optimized_model_filepath = str(made)
-        config.log_severity_level = 3
-        config.add_session_config_entry("session.save_model_format", "ORT")
-        if "session.qdqisint8allowed" not in options["config_entries"]:
-            config.add_session_config_entry("session.qdqisint8allowed", "0")
+        optimised, made = Path(folder) / "model.onnx", Path(folder) / "model.ort"
         disabled = [] if nchwc else ["NchwcTransformer"]
-        _started(ort, model.SerializeToString(deterministic=True), config=config, origin=str(job.spine), disabled=disabled)
+        data = model.SerializeToString(deterministic=True)
+        _saved(data, optimised, options=options, disabled=disabled, origin=origin)
+        plain = {**options, "graph_optimization_level": "disable"}
+        _saved(_in_fixed_order(optimised), made, options=plain, disabled=[], origin=origin)
         made.write_bytes(canonical(made.read_bytes()))
         made.replace(out)
     if job.target.arch != "x86_64":
@@ -221,6 +219,32 @@ def _bake(model: ModelProto, out: Path, *, job: Conversion, options: Mapping[str
     if nchwc:
         return ("convolution weights are blocked for this target's vector width: the file is right on such CPUs only",)
     return ("float convolutions are slower than in an .onnx file: blocked weights cannot be made for it here",)
+
+
+def _saved(model: bytes, made: Path, *, options: Mapping[str, Any], disabled: list[str], origin: str) -> None:
+    """Optimise a model as `options` say and save it in the format that the name of `made` tells."""
+    ort = _onnxruntime("converting to the ORT format")
+    config = _session_options(ort, options)
+    config.intra_op_num_threads = 1
+    config.optimized_model_filepath = str(made)
+    config.add_session_config_entry("session.save_model_format", made.suffix[1:].upper())
+    if "session.qdqisint8allowed" not in options["config_entries"]:
+        config.add_session_config_entry("session.qdqisint8allowed", "0")
+    _started(ort, model, config=config, origin=origin, disabled=disabled)
+
+
+def _in_fixed_order(path: Path) -> bytes:
+    """Read a model that onnxruntime optimised, without what follows the order of its hash maps."""
+    model = parse(path.read_bytes(), origin=str(path))
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    groups = {"name": (model.graph.initializer, model.graph.value_info), "domain": (model.opset_import,)}
+    for key, group in ((key, group) for key, several in groups.items() for group in several):
+        entries = sorted(group, key=operator.attrgetter(key))
+        copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
+        del group[:]
+        group.extend(copies)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _onnxruntime(purpose: str) -> Any:
