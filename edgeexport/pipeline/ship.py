@@ -89,6 +89,7 @@ def _judged_on(
         drop=Drop(0.0, 0.0, 0.0, 0.0, "identical", scores.score.samples) if same else scores.drop,
         measurement=times.candidate,
         comparison=_itself(ours.digest) if same else times.comparison,
+        unmeasured=times.reason or "it was not measured",
     )
     return limits(evidence, target, recipe=road.recipe.limits), scores
 

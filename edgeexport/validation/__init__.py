@@ -1,0 +1,1 @@
+"""Anything to figures: compare (Parity), evaluate (Score), measure (Measurement), judge (Verdict)."""

@@ -41,7 +41,7 @@ class Evidence:
     """What is known of one candidate on one target.
 
     candidate: its digest. model_bytes: its model file; source_bytes: the fp32 source's, in the same format.
-    drop: against the source on `split`. measurement, comparison: None when nothing was measured.
+    drop: against the source on `split`. measurement, comparison: None when nothing was measured; `unmeasured` says why.
     """
 
     candidate: str
@@ -51,6 +51,7 @@ class Evidence:
     drop: Drop | None = None
     measurement: Measurement | None = None
     comparison: Comparison | None = None
+    unmeasured: str = "it was not measured"
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,9 @@ def limits(evidence: Evidence, target: Target, *, recipe: Limits) -> Verdict:
     if bars.max_size_mb is not None:
         judged.append(_judge_exact("max_size_mb", evidence.model_bytes / MB, bar=bars.max_size_mb))
     if bars.max_latency_ms is not None:
-        judged.append(_judge_latency(target, evidence.measurement, bar=bars.max_latency_ms))
+        judged.append(_judge_latency(target, evidence, bar=bars.max_latency_ms))
     if bars.max_memory_mb is not None:
-        judged.append(_judge_memory(target, evidence.measurement, bar=bars.max_memory_mb))
+        judged.append(_judge_memory(target, evidence, bar=bars.max_memory_mb))
     judged.append(_judge_larger(evidence))
     judged.append(_judge_slower(target, evidence))
     return Verdict(target=target.name, candidate=evidence.candidate, split=evidence.split, limits=tuple(judged))
@@ -277,8 +278,8 @@ def _judge_exact(limit: str, value: float, *, bar: float) -> LimitVerdict:
     return LimitVerdict(limit, bar, value, value, "holds")
 
 
-def _judge_latency(target: Target, measurement: Measurement | None, *, bar: float) -> LimitVerdict:
-    reason = _not_judged(target, measurement)
+def _judge_latency(target: Target, evidence: Evidence, *, bar: float) -> LimitVerdict:
+    measurement, reason = evidence.measurement, _not_judged(target, evidence)
     if reason or measurement is None or measurement.latency is None:
         return _unproven("max_latency_ms", reason or "no latency was measured", bar=bar)
     interval = measurement.latency.median_ms
@@ -300,8 +301,8 @@ def _launches_text(interval: Interval, bar: float, *, launches: int) -> str:
     return f"up to {interval.high:.4g} ms (95 % interval from {launches} launches); about {needed} would prove it"
 
 
-def _judge_memory(target: Target, measurement: Measurement | None, *, bar: float) -> LimitVerdict:
-    reason = _not_judged(target, measurement)
+def _judge_memory(target: Target, evidence: Evidence, *, bar: float) -> LimitVerdict:
+    measurement, reason = evidence.measurement, _not_judged(target, evidence)
     if reason or measurement is None or measurement.memory is None:
         return _unproven("max_memory_mb", reason or "no memory was measured", bar=bar)
     return _judge_exact("max_memory_mb", measurement.memory.peak_bytes / MB, bar=bar)
@@ -316,14 +317,16 @@ def _judge_larger(evidence: Evidence) -> LimitVerdict:
 def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
     """A slowdown fails only when it is claimed; it is excluded when the interval ends below its least effect."""
     comparison = evidence.comparison
-    reason = _not_judged(target, evidence.measurement)
+    if comparison is not None and comparison.candidate == comparison.baseline:
+        return LimitVerdict("never_slower", 1.0, 1.0, 1.0, "holds")
+    reason = _not_judged(target, evidence)
     if reason or comparison is None:
         return _unproven("never_slower", reason or "it was not compared with the fp32 source", bar=1.0)
     ratio = comparison.ratio
     state: State = "unproven"
     if comparison.claim == "slower":
         state, reason = "fails", f"{ratio.value:.3g} times the fp32 source's latency"
-    elif comparison.claim == "faster" or comparison.candidate == comparison.baseline:
+    elif comparison.claim == "faster":
         state = "holds"
     elif ratio.high is None:
         reason = "too few launches to compare it with the fp32 source"
@@ -334,10 +337,11 @@ def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
     return LimitVerdict("never_slower", 1.0, ratio.value, ratio.high, state, reason)
 
 
-def _not_judged(target: Target, measurement: Measurement | None) -> str:
+def _not_judged(target: Target, evidence: Evidence) -> str:
     """Why this measurement says nothing about the target; empty when it does."""
+    measurement = evidence.measurement
     if measurement is None:
-        return "it was not measured"
+        return evidence.unmeasured
     if not measurement.valid:
         return "the measurement is invalid: " + "; ".join(measurement.reasons or ("no reason given",))
     return machine_gap(target, measurement.conditions)
