@@ -204,11 +204,14 @@ def _weighted_refusal(model: ModelProto, node: NodeProto) -> str:
     has_bias = len(node.input) > 2 and bool(node.input[2])
     if has_bias and node.input[2] not in stored:
         return "its bias is not a constant"
-    return _gemm_refusal(node, weight, bias=stored[node.input[2]] if has_bias else None) if node.op_type == "Gemm" else ""
+    if node.op_type != "Gemm":
+        return ""
+    return _gemm_refusal(node, weight, bias=stored[node.input[2]] if has_bias else None)
 
 
 def _gemm_refusal(node: NodeProto, weight: TensorProto, *, bias: TensorProto | None) -> str:
-    if attribute(node, "alpha", default=1.0) != 1.0 or attribute(node, "beta", default=1.0) != 1.0 or attribute(node, "transA", default=0):
+    scaled = any(attribute(node, name, default=1.0) != 1.0 for name in ("alpha", "beta"))
+    if scaled or attribute(node, "transA", default=0):
         return "integer Gemm knows neither alpha, beta nor transA"
     channels = weight.dims[0 if attribute(node, "transB", default=0) else 1]
     if bias is not None and list(bias.dims) != [channels]:

@@ -52,7 +52,9 @@ def plan_quantization(
     placement = place(model, nodes, symmetric=numbers.symmetric_activations)
     floats = _float_results(model, nodes)
     activations = {
-        name: _activation(ranges, owner, numbers=numbers) for name, owner in placement.activations.items() if name not in floats
+        name: _activation(ranges, owner, numbers=numbers)
+        for name, owner in placement.activations.items()
+        if name not in floats
     }
     return QuantizationPlan(
         model_digest=ranges.model_digest,
@@ -106,7 +108,8 @@ def _weights(
     for name in placement.weights:
         axis = weight_axis(model, name) if numbers.per_channel else None
         scales = weight_scales(stored[name], axis, reduce_range=numbers.reduce_range)
-        scales = np.maximum(scales, _bias_scales(model, name, stored=stored, activations=activations, channels=len(scales))).astype(np.float32)
+        least = _bias_scales(model, name, stored=stored, activations=activations, channels=len(scales))
+        scales = np.maximum(scales, least).astype(np.float32)
         points[name] = WeightPoint("int8", axis, tuple(float(scale) for scale in scales), (0,) * len(scales))
     for name in placement.constants:
         value = stored[name]
@@ -116,7 +119,12 @@ def _weights(
 
 
 def _bias_scales(
-    model: ModelProto, weight: str, *, stored: Mapping[str, NDArray[Any]], activations: Mapping[str, Point], channels: int
+    model: ModelProto,
+    weight: str,
+    *,
+    stored: Mapping[str, NDArray[Any]],
+    activations: Mapping[str, Point],
+    channels: int,
 ) -> NDArray[np.float64]:
     """Return the least weight scales with which every bias, in steps of input scale · weight scale, fits its sum."""
     import numpy as np

@@ -105,7 +105,8 @@ def _overrides(plan: QuantizationPlan, owners: set[str]) -> dict[str, list[dict[
             overrides[name] = [_entry(point.scale, point.zero_point, kind=activation)]
     for name, weight in plan.weights.items():
         kind = np.int8 if weight.dtype == "int8" else np.uint8
-        entries = [_entry(scale, zero, kind=kind) for scale, zero in zip(weight.scales, weight.zero_points, strict=True)]
+        numbers = zip(weight.scales, weight.zero_points, strict=True)
+        entries = [_entry(scale, zero_point, kind=kind) for scale, zero_point in numbers]
         if weight.axis is not None:
             for entry in entries:
                 entry["axis"] = weight.axis
