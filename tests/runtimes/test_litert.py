@@ -154,7 +154,7 @@ def test_two_fits_with_different_ranges_are_not_guessed(cnn) -> None:
     model, plan = flatbuffer.read(path), cnn[0].plan()
     names = [flatbuffer.tensor_name(tensor) for tensor in flatbuffer.activations(model).values()]
     pairs = {"activations": {name: [name] for name in names} | {"sum": ["sum", "r1"]}, "weights": {}}
-    numbers = assign(model, pairs, graph.load(net.path), plan=plan, ranges=net.ranges)
+    numbers = assign(model, pairs, spine=graph.load(net.path), plan=plan, ranges=net.ranges)
     assert "sum" in numbers.leftovers
     assert "r1" not in numbers.leftovers
 

@@ -117,7 +117,7 @@ def _quantize(job: Conversion, folder: Path) -> tuple[str, ...]:
         raise ModelError("int8 LiteRT needs the ranges together with the plan", next_step="calibrate first")
     spine = graph.load(job.spine)
     pairs = json.loads((folder / PAIRS_FILE).read_text(encoding="utf-8"))
-    numbers = assign(flatbuffer.read(folder / FLOAT_FILE), pairs, spine, plan=plan, ranges=ranges)
+    numbers = assign(flatbuffer.read(folder / FLOAT_FILE), pairs, spine=spine, plan=plan, ranges=ranges)
     write_numbers(numbers, folder / NUMBERS_FILE)
     if numbers.leftovers:
         for index, feeds in enumerate(job.samples()):

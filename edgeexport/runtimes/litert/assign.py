@@ -63,8 +63,8 @@ class Assignment:
 def assign(
     model: Any,
     pairs: Mapping[str, Mapping[str, Any]],
-    spine: onnx.ModelProto,
     *,
+    spine: onnx.ModelProto,
     plan: QuantizationPlan,
     ranges: Ranges,
 ) -> Assignment:
@@ -75,19 +75,19 @@ def assign(
     activations = [flatbuffer.tensor_name(tensor) for tensor in flatbuffer.activations(model).values()]
     found: dict[str, tuple[float, float]] = {}
     for name in activations:
-        interval = _agreed([_interval(other, plan, ranges) for other in pairs["activations"].get(name, ())])
+        interval = _agreed([_interval(other, plan=plan, ranges=ranges) for other in pairs["activations"].get(name, ())])
         if interval is not None:
             found[name] = interval
     _carry(model, found)
     return Assignment(
         ranges=found,
         leftovers=tuple(name for name in activations if name not in found),
-        weights=_weights(model, pairs["weights"], spine, plan),
-        float_outputs=_float_outputs(model, pairs["activations"], spine, plan.keep_float),
+        weights=_weights(model, pairs["weights"], spine=spine, plan=plan),
+        float_outputs=_float_outputs(model, pairs["activations"], spine=spine, keep_float=plan.keep_float),
     )
 
 
-def _interval(name: str, plan: QuantizationPlan, ranges: Ranges) -> tuple[float, float] | None:
+def _interval(name: str, *, plan: QuantizationPlan, ranges: Ranges) -> tuple[float, float] | None:
     """The real numbers that the tensor's int8 range stands for."""
     point = plan.activations.get(name)
     if point is not None:
@@ -126,7 +126,7 @@ def _carry(model: Any, found: dict[str, tuple[float, float]]) -> None:
 
 
 def _weights(
-    model: Any, pairs: Mapping[str, str], spine: onnx.ModelProto, plan: QuantizationPlan
+    model: Any, pairs: Mapping[str, str], *, spine: onnx.ModelProto, plan: QuantizationPlan
 ) -> dict[str, NDArray[Any]]:
     """Symmetric bounds (127 steps) of each weight that the plan has numbers for, one per channel along its axis."""
     import numpy as np
@@ -141,19 +141,19 @@ def _weights(
         point = plan.weights.get(pairs.get(name, ""))
         axes = None if point is None else pairing.weight_axes(values, originals[pairs[name]])
         if point is not None and axes is not None:
-            bounds[name] = 127.0 * np.asarray(point.scales, np.float32).reshape(_shape(point, values, axes))
+            bounds[name] = 127.0 * np.asarray(point.scales, np.float32).reshape(_shape(point, values.ndim, axes=axes))
     return bounds
 
 
-def _shape(point: WeightPoint, values: NDArray[Any], axes: tuple[int, ...]) -> list[int]:
-    shape = [1] * values.ndim
+def _shape(point: WeightPoint, rank: int, *, axes: tuple[int, ...]) -> list[int]:
+    shape = [1] * rank
     if point.axis is not None:
-        shape[axes.index(point.axis % values.ndim)] = len(point.scales)
+        shape[axes.index(point.axis % rank)] = len(point.scales)
     return shape
 
 
 def _float_outputs(
-    model: Any, pairs: Mapping[str, Sequence[str]], spine: onnx.ModelProto, keep_float: Mapping[str, str]
+    model: Any, pairs: Mapping[str, Sequence[str]], *, spine: onnx.ModelProto, keep_float: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Outputs of the LiteRT operators that do the work of an ONNX node which the plan leaves in float.
 
@@ -167,13 +167,13 @@ def _float_outputs(
     kept = []
     for op in model.subgraphs[0].operators:
         names = [flatbuffer.tensor_name(model.subgraphs[0].tensors[index]) for index in op.outputs]
-        covered = _covered([pairs[name][0] for name in names if pairs.get(name)], makers, paired)
+        covered = _covered([pairs[name][0] for name in names if pairs.get(name)], makers, paired=paired)
         if covered & keep_float.keys():
             kept += names
     return tuple(kept)
 
 
-def _covered(outputs: list[str], makers: Mapping[str, onnx.NodeProto], paired: set[str]) -> set[str]:
+def _covered(outputs: list[str], makers: Mapping[str, onnx.NodeProto], *, paired: set[str]) -> set[str]:
     """Names of the ONNX nodes between `outputs` and the nearest paired tensors above them."""
     covered: set[str] = set()
     waiting = list(outputs)

@@ -105,7 +105,7 @@ def rename_tensors(model: Any, names: Mapping[int, str]) -> None:
         tensor.name = name.encode()
 
 
-def name_signature(model: Any, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+def name_signature(model: Any, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
     """Rename the signature's inputs and outputs, and list the graph's inputs and outputs in the mappings' order."""
     signature = model.signatureDefs[0]
     graph = model.subgraphs[0]

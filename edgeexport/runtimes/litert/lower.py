@@ -118,7 +118,7 @@ def _convert(module: torch.nn.Module, feeds: Feeds, *, ours: Signature, file: Si
     tree = flatbuffer.parse(lowered.model_content(), origin=out.name)
     inputs = {f"args_{index}": spec.name for index, spec in enumerate(file.inputs)}
     outputs = {f"output_{index}": spec.name for index, spec in enumerate(file.outputs)}
-    flatbuffer.name_signature(tree, inputs, outputs)
+    flatbuffer.name_signature(tree, inputs=inputs, outputs=outputs)
     flatbuffer.put_signature(tree, file)
     flatbuffer.write(tree, out)
 

@@ -58,11 +58,11 @@ def pair_activations(
     found: dict[int, tuple[str, ...]] | None = None
     for probe in feeds:
         theirs = reference(probe)
-        ours = _tflite_values(opened, adapt_feeds(probe, spine, file), list(wanted))
+        ours = _tflite_values(opened, adapt_feeds(probe, spine, file), indices=list(wanted))
         if not _finite(ours):
             continue
         candidates = {index: found[index] if found else tuple(theirs) for index in wanted}
-        found = {i: _fitting(ours[i], theirs, names, _ACTIVATION_AXES) for i, names in candidates.items()}
+        found = {i: _fitting(ours[i], theirs, names=names, layouts=_ACTIVATION_AXES) for i, names in candidates.items()}
     if found is None:
         raise ModelError(f"{tflite_path.name}: no sample gives finite values in LiteRT", next_step="check the samples")
     return found
@@ -72,7 +72,7 @@ def pair_constants(model: Any, weights: dict[str, NDArray[Any]]) -> dict[int, st
     """Return tflite tensor index -> name of the ONNX initializer with the same values, where exactly one fits."""
     found = {}
     for index, values in flatbuffer.constants(model).items():
-        names = _fitting(values, weights, tuple(weights), _WEIGHT_AXES) if values.size > 1 else ()
+        names = _fitting(values, weights, names=tuple(weights), layouts=_WEIGHT_AXES) if values.size > 1 else ()
         if len(names) == 1:
             found[index] = names[0]
     return found
@@ -92,8 +92,9 @@ def weight_axes(values: NDArray[Any], weight: NDArray[Any]) -> tuple[int, ...] |
 def _fitting(
     values: NDArray[Any],
     others: dict[str, NDArray[Any]],
+    *,
     names: Iterable[str],
-    permutations: Mapping[int, _Axes],
+    layouts: Mapping[int, _Axes],
 ) -> tuple[str, ...]:
     """The names among `names` whose array equals `values` in one of the layouts."""
     import numpy as np
@@ -108,8 +109,8 @@ def _fitting(
         other = others[name]
         if other.size != flat.size or abs(float(other.min()) - low) > bound or abs(float(other.max()) - high) > bound:
             continue
-        layouts = permutations.get(other.ndim, (tuple(range(other.ndim)),))
-        if any(float(np.max(np.abs(other.transpose(axes).reshape(-1) - flat))) <= bound for axes in layouts):
+        permutations = layouts.get(other.ndim, (tuple(range(other.ndim)),))
+        if any(float(np.max(np.abs(other.transpose(axes).reshape(-1) - flat))) <= bound for axes in permutations):
             fits.append(name)
     return tuple(fits)
 
@@ -146,7 +147,7 @@ def _computed(model: onnx.ModelProto) -> list[str]:
     return [name for name in graph.float_tensors(model) if name in computed]
 
 
-def _tflite_values(opened: Any, feeds: Feeds, indices: list[int]) -> dict[int, NDArray[Any]]:
+def _tflite_values(opened: Any, feeds: Feeds, *, indices: list[int]) -> dict[int, NDArray[Any]]:
     inputs = session.input_indices(opened)
     for name, value in feeds.items():
         opened.set_tensor(inputs[name], value)

@@ -38,7 +38,7 @@ def quantize(folder: Path, settings: dict[str, Any]) -> None:
     numbers = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))
     recipe = _recipe(per_channel=settings["per_channel"], float_io=settings["float_io"], keep=numbers["float_outputs"])
     tool = quantizer.Quantizer(str(folder / FLOAT_FILE), recipe.get_quantization_recipe())
-    seen = _calibrated(folder, settings, recipe)
+    seen = _calibrated(folder, settings, recipe=recipe)
     result = tool.quantize({**seen, **_ours(numbers, seen)}, enable_progress_bar=False, enable_progress_report=False)
     (folder / INT8_FILE).write_bytes(bytes(result.quantized_model))
 
@@ -62,7 +62,7 @@ def _recipe(*, per_channel: bool, float_io: bool, keep: Iterable[str]) -> Any:
     return recipe
 
 
-def _calibrated(folder: Path, settings: dict[str, Any], recipe: Any) -> dict[str, Any]:
+def _calibrated(folder: Path, settings: dict[str, Any], *, recipe: Any) -> dict[str, Any]:
     """Minimum and maximum of every tensor over the stored samples, one sample in memory at a time."""
     from ai_edge_quantizer import calibrator
     from ai_edge_quantizer.utils import qsv_utils
