@@ -1,0 +1,227 @@
+"""The program that runs on the device, started as a user would start it by hand."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.device_bench.tiny import BENCH, dense_model, job, run, sample, saved
+from tests.needs import need
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    need("ort")
+    return dense_model(tmp_path / "m.onnx")
+
+
+@pytest.fixture
+def golden(model: Path) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, sample())[0])
+
+
+@pytest.fixture(scope="session")
+def tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny .tflite: 8 numbers in, 8 out, made by litert-torch."""
+    need("litert")
+    path = tmp_path_factory.mktemp("tflite") / "m.tflite"
+    code = (
+        "import sys, torch, litert_torch\n"
+        "torch.manual_seed(0)\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval()\n"
+        "litert_torch.convert(net, (torch.ones(1, 8),)).export(sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, timeout=300)
+    return path
+
+
+def test_it_is_written_in_python_3_8_and_imports_nothing_of_ours() -> None:
+    tree = ast.parse(BENCH.read_text(encoding="utf-8"), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("edgeexport", "device_bench", "tests")) for name in imported)
+    assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "numpy"}
+
+
+def test_it_evaluates_nothing_that_came_after_python_3_8() -> None:
+    text = BENCH.read_text(encoding="utf-8")
+    assert _newer_than_3_8(text) == []
+    assert _newer_than_3_8("x = dict[str, int]") == ["dict[...]"]
+    assert _newer_than_3_8("x = name.removesuffix('y')") == ["removesuffix"]
+    assert _newer_than_3_8("zip(a, b, strict=True)") == ["strict"]
+
+
+def _newer_than_3_8(text: str) -> list[str]:
+    """Generic builtins outside annotations and `if TYPE_CHECKING`, and methods and arguments that 3.8 does not have."""
+    tree = ast.parse(text)
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        aside: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        aside += [node] if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else []
+        skipped.update(inner for part in aside if part is not None for inner in ast.walk(part))
+    found = []
+    for node in set(ast.walk(tree)) - skipped:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"dict", "list", "tuple", "type", "set"}:
+            found.append(f"{ast.unparse(node.value)}[...]")
+        if isinstance(node, ast.Attribute) and node.attr in {"removeprefix", "removesuffix", "file_digest", "pairwise"}:
+            found.append(node.attr)
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            found.append("strict")
+    return found
+
+
+def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Path) -> None:
+    code, answer, _ = run(job("time", model))
+    assert code == 0
+    assert len(answer["iterations_ns"]) == 20
+    assert min(answer["iterations_ns"]) > 0
+    assert answer["warmup"]["iterations"] == 2
+    assert answer["load_ms"] > 0
+    assert answer["first_ms"] > 0
+    assert len(answer["sentinel"]["before_ns"]) == len(answer["sentinel"]["after_ns"]) == 12
+    assert answer["threads"] == {"requested": 1, "actual": 1}
+    assert answer["accelerator"] == {"requested": "CPUExecutionProvider", "actual": "CPUExecutionProvider"}
+
+
+def test_outputs_are_those_of_the_runtime_and_carry_digests(model: Path, golden: np.ndarray, tmp_path: Path) -> None:
+    code, answer, _ = run(job("outputs", model, outputs_to=str(tmp_path / "out")))
+    assert code == 0
+    written = answer["outputs"][0]["y"]
+    assert written["digest"].startswith("sha256:")
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / written["file"]), golden)
+
+
+def test_right_goldens_pass_and_say_how_far_off_they_were(model: Path, golden: np.ndarray, tmp_path: Path) -> None:
+    expected = {"outputs": {"y": saved(tmp_path, "y.npy", golden)}, "tolerance": {"y": 1e-5}}
+    code, answer, _ = run(job("time", model, goldens=[expected]))
+    assert code == 0
+    assert answer["goldens"]["checked"] == 1
+    assert answer["goldens"]["max_abs"] <= 1e-5
+
+
+@pytest.mark.parametrize("mode", ["time", "memory"])
+def test_wrong_goldens_end_the_job_without_a_number(model: Path, golden: np.ndarray, tmp_path: Path, mode: str) -> None:
+    wrong = {"outputs": {"y": saved(tmp_path, "y.npy", golden + 1)}, "tolerance": {"y": 0.5}}
+    code, answer, _ = run(job(mode, model, goldens=[wrong]))
+    assert code != 0
+    assert answer["error"]["kind"] == "wrong_outputs"
+    assert "allowed 0.5" in answer["error"]["message"]
+    assert set(answer) == {"protocol", "error"}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"sha256": "sha256:" + "0" * 64}, "digest"),
+        ({"runtime": "tensorrt"}, "job"),
+        ({"mode": "dance"}, "job"),
+        ({"inputs": []}, "job"),
+        ({"inputs": [{"z": "x.npy"}]}, "job"),
+        ({"model": "missing.onnx"}, "job"),
+        ({"options": {"warp_drive": 1}}, "job"),
+        ({"options": {"graph_optimization_level": "some"}}, "load"),
+    ],
+)
+def test_a_job_that_cannot_be_done_is_refused_with_its_kind(model: Path, change: dict[str, Any], kind: str) -> None:
+    if change.get("inputs"):
+        change = {"inputs": [{"z": saved(model.parent, "x.npy", sample()["x"])}]}
+    code, answer, _ = run({**job("time", model), **change})
+    assert code != 0
+    assert answer["error"]["kind"] == kind, answer
+
+
+def test_a_file_that_is_no_model_is_an_error_of_loading(model: Path) -> None:
+    model.write_bytes(b"not a model")
+    code, answer, stderr = run(job("time", model))
+    assert (code, answer["error"]["kind"]) == (1, "load")
+    assert "Traceback" in stderr
+
+
+def test_text_that_is_not_json_is_an_error_of_the_job() -> None:
+    code, answer, _ = run(None, raw="mode=time")
+    assert (code, answer["error"]["kind"]) == (1, "job")
+
+
+def test_the_options_that_the_manifest_holds_are_understood(model: Path) -> None:
+    entries = {"session.qdqisint8allowed": "1"}
+    options = {"intra_op_num_threads": 2, "graph_optimization_level": "basic", "enable_cpu_mem_arena": False}
+    code, answer, _ = run(job("time", model, options={**options, "config_entries": entries}))
+    assert code == 0, answer
+    assert answer["threads"]["actual"] == 1
+
+
+def test_describe_needs_neither_numpy_nor_a_runtime() -> None:
+    code = f"import sys, runpy; sys.argv = ['bench']; runpy.run_path({str(BENCH)!r}, run_name='__main__')"
+    hidden = "import sys; sys.modules['numpy'] = None; sys.modules['onnxruntime'] = None; "
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", hidden + code],
+        input='{"mode": "describe"}',
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert '"arch": ' in done.stdout
+    assert '"cores": ' in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads VmHWM, which Linux has")
+def test_memory_does_not_inherit_the_peak_of_a_fat_parent(model: Path) -> None:
+    ballast = np.ones(300 * 1024 * 1024, np.uint8)
+    code, answer, _ = run(job("memory", model))
+    assert ballast[-1] == 1
+    assert code == 0
+    memory = answer["memory"]
+    assert memory["method"] == "VmHWM"
+    assert memory["before_load_bytes"] <= memory["after_load_bytes"] <= memory["peak_bytes"]
+    assert memory["peak_bytes"] < 250 * 1024 * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads VmHWM, which Linux has")
+def test_memory_grows_by_what_the_model_holds(tmp_path: Path) -> None:
+    need("ort")
+    big = dense_model(tmp_path / "big.onnx", 2, width=2048)
+    job_big = job("memory", big, inputs=[{"x": saved(tmp_path, "wide.npy", sample(width=2048)["x"])}])
+    memory = run(job_big)[1]["memory"]
+    assert memory["peak_bytes"] - memory["before_load_bytes"] > 2 * 2048 * 2048 * 4
+
+
+def test_what_a_runtime_prints_on_stdout_goes_to_stderr(model: Path, tmp_path: Path) -> None:
+    package = tmp_path / "noisy" / "tflite_runtime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    noise = "import os\nprint('from python')\nos.write(1, b'from below\\n')\nraise ImportError('broken')\n"
+    (package / "interpreter.py").write_text(noise)
+    code, answer, stderr = run(job("time", model, runtime="tflite_runtime"), path=tmp_path / "noisy")
+    assert (code, answer["error"]["kind"]) == (1, "runtime_missing")
+    assert "from python" in stderr
+    assert "from below" in stderr
+
+
+def test_litert_models_run_by_tensor_and_by_signature_names(tflite: Path, tmp_path: Path) -> None:
+    value = np.linspace(-1, 1, 8, dtype=np.float32)[None]
+    inputs = [{"args_0": saved(tmp_path, "x8.npy", value)}]
+    timed_plan = {"iterations": 10, "seconds": 0}
+    base = {"runtime": "ai_edge_litert", "model": str(tflite), "inputs": inputs, "timed": timed_plan}
+    code, answer, _ = run({**base, "mode": "outputs", "outputs_to": str(tmp_path / "out")})
+    assert code == 0, answer
+    entry = next(iter(answer["outputs"][0].values()))
+    assert np.load(tmp_path / "out" / entry["file"]).shape == (1, 8)
+    code, timed, _ = run({**base, "mode": "time"})
+    assert code == 0, timed
+    assert len(timed["iterations_ns"]) == 10
+    assert run({**base, "mode": "memory"})[1]["memory"]["peak_bytes"] > 0
+
+
+def test_tflite_runtime_is_accepted_where_it_is_installed() -> None:
+    need("tflite-runtime")
+    assert run({"mode": "describe", "runtime": "tflite_runtime"})[1]["runtime_version"]
