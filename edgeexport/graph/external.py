@@ -33,7 +33,7 @@ def read_external_data(model: ModelProto, root: Path, *, origin: str, model_file
     if total > MAX_BYTES:
         raise CorruptFile(f"{origin}: external data is {total} bytes in all, the limit is {MAX_BYTES}")
     for where, tensor in waiting:
-        _read_tensor(tensor, root, f"{origin}: {where}", model_file)
+        _read_tensor(tensor, root, where=f"{origin}: {where}", model_file=model_file)
 
 
 def regular_stream(descriptor: int, *, where: str) -> BinaryIO:
@@ -44,7 +44,7 @@ def regular_stream(descriptor: int, *, where: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _read_tensor(tensor: TensorProto, root: Path, where: str, model_file: tuple[int, int]) -> None:
+def _read_tensor(tensor: TensorProto, root: Path, *, where: str, model_file: tuple[int, int]) -> None:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     if len(fields) != len(tensor.external_data) or not set(fields) <= set(_KEYS) or "location" not in fields:
         found = [entry.key for entry in tensor.external_data]
@@ -54,11 +54,11 @@ def _read_tensor(tensor: TensorProto, root: Path, where: str, model_file: tuple[
     where = f"{where}: external data at {fields['location']!r}"
     parts = _plain_parts(fields["location"], where)
     needed = stored_bytes(tensor)
-    offset = _whole_number(fields.get("offset", "0"), "offset", where)
-    length = _whole_number(fields.get("length", str(needed)), "length", where)
+    offset = _whole_number(fields.get("offset", "0"), key="offset", where=where)
+    length = _whole_number(fields.get("length", str(needed)), key="length", where=where)
     if length != needed:
         raise CorruptFile(f"{where}: length {length}, but shape {list(tensor.dims)} needs {needed} bytes")
-    data = _read_confined(root, parts, offset, length, where=where, model_file=model_file)
+    data = _read_confined(root, parts, offset=offset, length=length, where=where, model_file=model_file)
     tensor.raw_data = data
     tensor.data_location = type(tensor).DEFAULT
     del tensor.external_data[:]
@@ -80,16 +80,16 @@ def _plain_parts(location: str, where: str) -> list[str]:
     return location.split("/")
 
 
-def _whole_number(text: str, key: str, where: str) -> int:
+def _whole_number(text: str, *, key: str, where: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise CorruptFile(f"{where}: {key} {text!r} is not a whole number from 0 on")
     return int(text)
 
 
 def _read_confined(
-    root: Path, parts: list[str], offset: int, length: int, *, where: str, model_file: tuple[int, int]
+    root: Path, parts: list[str], *, offset: int, length: int, where: str, model_file: tuple[int, int]
 ) -> bytes:
-    with regular_stream(_open_below(root, parts, where), where=where) as stream:
+    with regular_stream(_open_below(root, parts, where=where), where=where) as stream:
         facts = os.fstat(stream.fileno())
         if facts.st_nlink > 1:
             raise CorruptFile(f"{where}: the file has {facts.st_nlink} hard links, its other names may lie elsewhere")
@@ -104,7 +104,7 @@ def _read_confined(
     return data
 
 
-def _open_below(root: Path, parts: list[str], where: str) -> int:
+def _open_below(root: Path, parts: list[str], *, where: str) -> int:
     """Open root/parts component by component, refusing links, and return the descriptor of the last."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -64,7 +64,7 @@ def check_tensor(tensor: TensorProto, *, where: str) -> None:
     if needed > MAX_BYTES:
         raise CorruptFile(f"{where}: shape {list(tensor.dims)} needs {needed} bytes, the limit is {MAX_BYTES}")
     if not is_external(tensor):
-        _check_inline_data(tensor, needed, where)
+        _check_inline_data(tensor, needed, where=where)
 
 
 def stored_bytes(tensor: TensorProto) -> int:
@@ -168,11 +168,11 @@ def _check_functions(model: ModelProto, origin: str) -> None:
 
 def _check_names(model: ModelProto, origin: str) -> None:
     for graph, _ in graphs(model):
-        _refuse_repeats((value.name for value in graph.input), "graph input", origin)
-        _refuse_repeats((value.name for value in graph.output), "graph output", origin)
-        _refuse_repeats((tensor.name for tensor in graph.initializer), "initializer", origin)
-        _refuse_repeats((node.name for node in graph.node if node.name), "node", origin)
-        _refuse_repeats(_made_names(graph.node), "tensor", origin)
+        _refuse_repeats((value.name for value in graph.input), "graph input", origin=origin)
+        _refuse_repeats((value.name for value in graph.output), "graph output", origin=origin)
+        _refuse_repeats((tensor.name for tensor in graph.initializer), "initializer", origin=origin)
+        _refuse_repeats((node.name for node in graph.node if node.name), "node", origin=origin)
+        _refuse_repeats(_made_names(graph.node), "tensor", origin=origin)
         made = set(_made_names(graph.node))
         given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
         if made & given:
@@ -183,7 +183,7 @@ def _made_names(graph_nodes: Iterable[NodeProto]) -> Iterable[str]:
     return (name for node in graph_nodes for name in node.output if name)
 
 
-def _refuse_repeats(names: Iterable[str], what: str, origin: str) -> None:
+def _refuse_repeats(names: Iterable[str], what: str, *, origin: str) -> None:
     name, count = next(iter(Counter(names).most_common(1)), ("", 1))
     if count > 1:
         raise ModelError(f"{origin}: {what} name {name!r} stands {count} times, names must be unique")
@@ -199,7 +199,7 @@ def _check_declared_shape(dims: Iterable[int], where: str) -> None:
         raise CorruptFile(f"{where}: shape {shape} has more values than a 64-bit number can count")
 
 
-def _check_inline_data(tensor: TensorProto, needed: int, where: str) -> None:
+def _check_inline_data(tensor: TensorProto, needed: int, *, where: str) -> None:
     _, field, per_value = _STORAGE[tensor.data_type]
     if tensor.HasField("raw_data"):
         if len(tensor.raw_data) != needed or tensor.data_type == type(tensor).STRING:

@@ -1,6 +1,5 @@
 """The tiny model that most tests of `edgeexport.graph` start from."""
 
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,6 +1,5 @@
 """Tiny ONNX models that the tests of `edgeexport.graph` share."""
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

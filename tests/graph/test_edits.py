@@ -1,6 +1,5 @@
 """Edits, counts and stored numbers."""
 
-
 from __future__ import annotations
 
 import numpy as np

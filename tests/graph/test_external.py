@@ -1,6 +1,5 @@
 """External data: read from the model's own folder, and from nowhere else."""
 
-
 from __future__ import annotations
 
 import os

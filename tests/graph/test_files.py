@@ -1,6 +1,5 @@
 """Loading and saving: what is good comes back, what is hostile is refused with its reason."""
 
-
 from __future__ import annotations
 
 import os

@@ -1,6 +1,5 @@
 """Signatures, shapes and the batch axis."""
 
-
 from __future__ import annotations
 
 import numpy as np

@@ -21,6 +21,10 @@ _MEAN: tuple[Any, ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _AUTO = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
+# Padding before and after each spatial axis.
+Pads = tuple[list[int], list[int]]
+
+
 @dataclass(frozen=True)
 class Window:
     """How a kernel walks over the spatial axes."""
@@ -30,7 +34,7 @@ class Window:
     fixed: list[int]
     auto: str
 
-    def pads(self, sizes: Sequence[int], kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+    def pads(self, sizes: Sequence[int], kernel: Sequence[int]) -> Pads:
         """Return padding before and after each spatial axis of an input of these sizes."""
         count = len(self.strides)
         if self.auto in ("NOTSET", "VALID"):
@@ -45,7 +49,7 @@ class Window:
 
 
 def _window(node: Node, rank: int) -> Window:
-    auto = node.demand("auto_pad", "NOTSET", _AUTO)
+    auto = node.demand("auto_pad", "NOTSET", allowed=_AUTO)
     fixed = node.ints("pads", [0] * (2 * rank))
     return Window(
         strides=node.ints("strides", [1] * rank),
@@ -55,9 +59,9 @@ def _window(node: Node, rank: int) -> Window:
     )
 
 
-def spatial_pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+def spatial_pad(x: Tensor, pads: Pads, *, value: float = 0.0) -> Tensor:
     """Pad the spatial axes of x (negative: crop); torch counts them from the last."""
-    flat = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    flat = [size for pair in reversed(list(zip(*pads, strict=True))) for size in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
@@ -68,11 +72,12 @@ def conv(node: Node) -> Run:
     node.get("kernel_shape")
     function = _CONV[rank - 1]
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def run(x: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:
+        bias = rest[0] if rest else None
         before, after = window.pads(x.shape[2:], weight.shape[2:])
         if before == after:
             return function(x, weight, bias, window.strides, before, window.dilations, group)  # type: ignore[no-any-return]
-        padded = spatial_pad(x, before, after)
+        padded = spatial_pad(x, (before, after))
         return function(padded, weight, bias, window.strides, 0, window.dilations, group)  # type: ignore[no-any-return]
 
     return run
@@ -86,21 +91,24 @@ def conv_transpose(node: Node) -> Run:
     node.get("kernel_shape")
     function = _TRANSPOSED[rank - 1]
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        before, after = _transposed_pads(window, extra, wanted[-rank:], x.shape[2:], weight.shape[2:])
+    def run(x: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:
+        bias = rest[0] if rest else None
+        before, after = _transposed_pads(
+            window, x.shape[2:], kernel=weight.shape[2:], extra=extra, wanted=wanted[-rank:]
+        )
         steps = zip(window.strides, window.dilations, extra, strict=True)
         if before == after and min(before) >= 0 and all(e < max(s, d) for s, d, e in steps):
             return function(x, weight, bias, window.strides, before, extra, group, window.dilations)  # type: ignore[no-any-return]
         full = function(x, weight, None, window.strides, 0, 0, group, window.dilations)
-        cropped = spatial_pad(full, [-p for p in before], [e - p for e, p in zip(extra, after, strict=True)])
+        cropped = spatial_pad(full, ([-p for p in before], [e - p for e, p in zip(extra, after, strict=True)]))
         return cropped if bias is None else cropped + bias.reshape(-1, *[1] * rank)
 
     return run
 
 
 def _transposed_pads(
-    window: Window, extra: list[int], wanted: list[int], sizes: Sequence[int], kernel: Sequence[int]
-) -> tuple[list[int], list[int]]:
+    window: Window, sizes: Sequence[int], *, kernel: Sequence[int], extra: list[int], wanted: list[int]
+) -> Pads:
     count = len(window.strides)
     if not wanted and window.auto in ("NOTSET", "VALID"):
         return window.fixed[:count], window.fixed[count:]
@@ -118,7 +126,7 @@ def _transposed_pads(
 def max_pool(node: Node) -> Run:
     """MaxPool without indices: torch's own where it can, else on an input padded with minus infinity."""
     node.one_output()
-    node.demand("storage_order", 0, (0,))
+    node.demand("storage_order", 0, allowed=(0,))
     kernel = node.ints("kernel_shape", [])
     window, ceil = _window(node, len(kernel)), bool(node.get("ceil_mode", 0))
     function = _MAX[len(kernel) - 1]
@@ -127,8 +135,8 @@ def max_pool(node: Node) -> Run:
         before, after = window.pads(x.shape[2:], kernel)
         if before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True)):
             return function(x, kernel, window.strides, before, window.dilations, ceil)  # type: ignore[no-any-return]
-        reach = _reach(window, kernel, x.shape[2:], (before, after)) if ceil else after
-        padded = spatial_pad(x, before, reach, -math.inf)
+        reach = _reach(window, kernel, sizes=x.shape[2:], pads=(before, after)) if ceil else after
+        padded = spatial_pad(x, (before, reach), value=-math.inf)
         return function(padded, kernel, window.strides, 0, window.dilations)  # type: ignore[no-any-return]
 
     return run
@@ -147,21 +155,21 @@ def average_pool(node: Node) -> Run:
         before, after = window.pads(x.shape[2:], kernel)
         if before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True)):
             return function(x, kernel, window.strides, before, ceil, counted)  # type: ignore[no-any-return]
-        reach = _reach(window, kernel, x.shape[2:], (before, after)) if ceil else after
+        reach = _reach(window, kernel, sizes=x.shape[2:], pads=(before, after)) if ceil else after
         cells = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
         if counted:
-            cells = spatial_pad(cells, before, after, 1.0)
+            cells = spatial_pad(cells, (before, after), value=1.0)
             rest = [r - a for r, a in zip(reach, after, strict=True)]
-            cells = spatial_pad(cells, [0] * len(kernel), rest)
+            cells = spatial_pad(cells, ([0] * len(kernel), rest))
         else:
-            cells = spatial_pad(cells, before, reach)
-        mean = function(spatial_pad(x, before, reach), kernel, window.strides)
+            cells = spatial_pad(cells, (before, reach))
+        mean = function(spatial_pad(x, (before, reach)), kernel, window.strides)
         return mean / function(cells, kernel, window.strides)  # type: ignore[no-any-return]
 
     return run
 
 
-def _reach(window: Window, kernel: list[int], sizes: Sequence[int], pads: tuple[list[int], list[int]]) -> list[int]:
+def _reach(window: Window, kernel: list[int], *, sizes: Sequence[int], pads: Pads) -> list[int]:
     """Return the padding after each axis with which rounding down gives the size that rounding up asks for."""
     result = []
     for i, (size, before, after) in enumerate(zip(sizes, *pads, strict=True)):

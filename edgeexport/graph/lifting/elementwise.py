@@ -138,7 +138,7 @@ def thresholded_relu(node: Node) -> Run:
 
 def gelu(node: Node) -> Run:
     """Gelu, exact or by tanh."""
-    kind = node.demand("approximate", "none", ("none", "tanh"))
+    kind = node.demand("approximate", "none", allowed=("none", "tanh"))
     return lambda x: F.gelu(x, approximate=kind)
 
 

@@ -16,7 +16,8 @@ def gemm(node: Node) -> Run:
     turn_a, turn_b = bool(node.get("transA", 0)), bool(node.get("transB", 0))
     is_layer = alpha == 1 and beta == 1 and (not node.has(2) or node.rank(2) == 1)
 
-    def run(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    def run(a: Tensor, b: Tensor, *rest: Tensor | None) -> Tensor:
+        c = rest[0] if rest else None
         a = a.t() if turn_a else a
         if is_layer and (c is None or c.shape[0] == b.shape[0 if turn_b else 1]):
             return F.linear(a, b if turn_b else b.t(), c)

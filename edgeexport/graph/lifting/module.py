@@ -37,7 +37,7 @@ class Lifted(nn.Module):
         self._tap_keys: dict[str, str] = {}
         self.weight_names: dict[str, str] = {}
         for index, (name, value) in enumerate(sorted(program.stored.items())):
-            self.weight_names[name] = self._store(name, value, index, trainable=name in program.weights)
+            self.weight_names[name] = self._store(name, value, index=index, trainable=name in program.weights)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run on inputs in the model's order (`input_names`); one tensor, or a tuple of them (`output_names`)."""
@@ -109,7 +109,7 @@ class Lifted(nn.Module):
     def _output(self, name: str) -> Source:
         return Source("stored" if name in self.weight_names else "value", name)
 
-    def _store(self, name: str, value: np.ndarray, index: int, *, trainable: bool) -> str:
+    def _store(self, name: str, value: np.ndarray, *, index: int, trainable: bool) -> str:
         """Register a stored tensor under its ONNX name where that can be an attribute path; return the path."""
         tensor = torch.from_numpy(np.array(value))
         owner, leaf, path = self._place(name) or (self, f"stored_{index}", f"stored_{index}")

@@ -114,7 +114,7 @@ class Node:
             next_step="export the model without it, or open an issue with this line",
         )
 
-    def demand(self, name: str, default: Any, allowed: tuple[Any, ...]) -> Any:
+    def demand(self, name: str, default: Any, *, allowed: tuple[Any, ...]) -> Any:
         """Return an attribute that must be one of `allowed`; another value is refused by name."""
         value = self.get(name, default)
         if value not in allowed:

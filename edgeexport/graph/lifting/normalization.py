@@ -14,8 +14,8 @@ def batch_normalization(node: Node) -> Run:
     """BatchNormalization with stored mean and variance, on any rank from 2 on."""
     epsilon = node.get("epsilon", 1e-5)
     node.get("momentum")
-    node.demand("training_mode", 0, (0,))
-    node.demand("spatial", 1, (1,))
+    node.demand("training_mode", 0, allowed=(0,))
+    node.demand("spatial", 1, allowed=(1,))
     node.one_output()
     return lambda x, scale, bias, mean, variance: F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
@@ -34,7 +34,8 @@ def layer_normalization(node: Node) -> Run:
     if len(node.shape(1)) == node.rank() - axis:
         return lambda x, scale, bias=None: F.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
 
-    def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    def run(x: Tensor, scale: Tensor, *rest: Tensor | None) -> Tensor:
+        bias = rest[0] if rest else None
         normal = F.layer_norm(x, x.shape[axis:], None, None, epsilon) * scale
         return normal if bias is None else normal + bias
 
@@ -56,9 +57,9 @@ def group_normalization(node: Node) -> Run:
     if node.opset >= 21:
         return lambda x, scale, bias: F.group_norm(x, groups, scale, bias, epsilon)
 
-    def run(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        each = x.shape[1] // groups
-        return F.group_norm(x, groups, scale.repeat_interleave(each), bias.repeat_interleave(each), epsilon)
+    def run(x: Tensor, *affine: Tensor) -> Tensor:
+        scale, bias = (value.repeat_interleave(x.shape[1] // groups) for value in affine)
+        return F.group_norm(x, groups, scale, bias, epsilon)
 
     return run
 

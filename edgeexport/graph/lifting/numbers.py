@@ -102,9 +102,9 @@ def _concat(node: Node) -> Run:
 
 
 def _slice(node: Node) -> Run:
-    def run(x: np.ndarray, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> np.ndarray:
-        step = 1 if steps is None else steps[0]
-        return x[slice(starts[0], ends[0], step)]
+    def run(x: np.ndarray, *bounds: Any) -> np.ndarray:
+        step = bounds[3][0] if len(bounds) > 3 and bounds[3] is not None else 1
+        return x[slice(bounds[0][0], bounds[1][0], step)]
 
     if node.opset >= 10:
         return run

@@ -157,9 +157,9 @@ def _add(proto: NodeProto, state: _State) -> None:
     if _fold_shape(node, state):
         return
     run, positions = _build(node, state)
-    sources = tuple(_source(name, i in positions, node, state) for i, name in enumerate(node.inputs))
+    sources = tuple(_source(name, node, as_numbers=i in positions, state=state) for i, name in enumerate(node.inputs))
     if not state.numbers.intersection(node.outputs) and _can_fold(node, state):
-        _fold(node, run, sources, state)
+        _fold(node, run, sources=sources, state=state)
         return
     state.steps.append(Step(proto.op_type, proto.name, run, sources, node.outputs))
 
@@ -188,7 +188,7 @@ def _build(node: Node, state: _State) -> tuple[Run, tuple[int, ...]]:
     return run, tuple(range(len(node.inputs))) if on_numbers else TABLE[op].numbers
 
 
-def _source(name: str, as_numbers: bool, node: Node, state: _State) -> Source:
+def _source(name: str, node: Node, *, as_numbers: bool, state: _State) -> Source:
     if not name:
         return Source("nothing")
     if name in state.constants:
@@ -209,7 +209,7 @@ def _can_fold(node: Node, state: _State) -> bool:
     return True
 
 
-def _fold(node: Node, run: Run, sources: tuple[Source, ...], state: _State) -> None:
+def _fold(node: Node, run: Run, *, sources: tuple[Source, ...], state: _State) -> None:
     values = [
         torch.from_numpy(np.array(state.constants[source.name])) if source.kind == "stored" else source.numbers
         for source in sources

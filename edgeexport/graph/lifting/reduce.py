@@ -63,7 +63,7 @@ def arg(function: Any) -> Build:
 
     def build(node: Node) -> Run:
         axis, keep = node.axis(), bool(node.get("keepdims", 1))
-        node.demand("select_last_index", 0, (0,))
+        node.demand("select_last_index", 0, allowed=(0,))
         return lambda x: function(x, dim=axis, keepdim=keep)
 
     return build

@@ -41,35 +41,35 @@ class Way:
 def resize(node: Node) -> Run:
     """Resize by stored scales, or to sizes that are known before the data."""
     if node.opset < 11:
-        return _by_scales(node, Way(node.demand("mode", "nearest", ("nearest", "linear"))), 1)
-    mode = node.demand("mode", "nearest", ("nearest", "linear", "cubic"))
+        return _by_scales(node, Way(node.demand("mode", "nearest", allowed=("nearest", "linear"))), position=1)
+    mode = node.demand("mode", "nearest", allowed=("nearest", "linear", "cubic"))
     way = Way(
         mode,
-        node.demand("coordinate_transformation_mode", "half_pixel", _COORDINATES),
-        node.demand("nearest_mode", "round_prefer_floor", tuple(_ROUND)),
+        node.demand("coordinate_transformation_mode", "half_pixel", allowed=_COORDINATES),
+        node.demand("nearest_mode", "round_prefer_floor", allowed=tuple(_ROUND)),
     )
     if mode == "cubic" and (way.coordinates not in ("half_pixel", "align_corners") or node.rank() != 4):
         raise node.refusal(f"mode = 'cubic' with {way.coordinates!r} on {node.rank()} dimensions")
-    node.demand("cubic_coeff_a", -0.75, (-0.75,))
-    node.demand("exclude_outside", 0, (0,))
-    node.demand("antialias", 0, (0,))
-    node.demand("keep_aspect_ratio_policy", "stretch", ("stretch",))
+    node.demand("cubic_coeff_a", -0.75, allowed=(-0.75,))
+    node.demand("exclude_outside", 0, allowed=(0,))
+    node.demand("antialias", 0, allowed=(0,))
+    node.demand("keep_aspect_ratio_policy", "stretch", allowed=("stretch",))
     node.get("extrapolation_value")
     scales = node.constant(2)
     if node.has(3):
         return _to_sizes(node, way)
     if scales is None:
         raise node.refusal("its scales are computed")
-    return _by_scales(node, way, 2)
+    return _by_scales(node, way, position=2)
 
 
 def upsample(node: Node) -> Run:
     """Upsample, the forerunner of Resize: asymmetric coordinates, rounded down."""
-    way = Way(node.demand("mode", "nearest", ("nearest", "linear")))
-    return _by_scales(node, way, 1) if node.opset >= 9 else _scaled(node, way, list(node.get("scales")))
+    way = Way(node.demand("mode", "nearest", allowed=("nearest", "linear")))
+    return _by_scales(node, way, position=1) if node.opset >= 9 else _scaled(node, way, scales=list(node.get("scales")))
 
 
-def _by_scales(node: Node, way: Way, position: int) -> Run:
+def _by_scales(node: Node, way: Way, *, position: int) -> Run:
     value = node.constant(position)
     if value is None:
         raise node.refusal("its scales are computed")
@@ -78,16 +78,16 @@ def _by_scales(node: Node, way: Way, position: int) -> Run:
     full = [1.0] * node.rank()
     for axis, scale in zip(axes, scales, strict=True):
         full[axis] = scale
-    return _scaled(node, way, full)
+    return _scaled(node, way, scales=full)
 
 
-def _scaled(node: Node, way: Way, scales: list[float]) -> Run:
+def _scaled(node: Node, way: Way, *, scales: list[float]) -> Run:
     if scales[:2] != [1.0, 1.0]:
         raise node.refusal(f"scales {scales} change batch or channels")
 
     def run(x: Tensor, *rest: Any) -> Tensor:
         sizes = [math.floor(size * scale) for size, scale in zip(x.shape[2:], scales[2:], strict=True)]
-        return _resize(x, sizes, scales[2:], way)
+        return _resize(x, way, sizes=sizes, scales=scales[2:])
 
     return run
 
@@ -95,33 +95,33 @@ def _scaled(node: Node, way: Way, scales: list[float]) -> Run:
 def _to_sizes(node: Node, way: Way) -> Run:
     axes = [axis % node.rank() for axis in node.ints("axes", list(range(node.rank())))]
 
-    def run(x: Tensor, roi: Any, scales: Any, sizes: Any) -> Tensor:
+    def run(x: Tensor, *rest: Any) -> Tensor:
         wanted: list[int] = list(x.shape)
-        for axis, size in zip(axes, sizes, strict=True):
+        for axis, size in zip(axes, rest[2], strict=True):
             wanted[axis] = size
         ratios = [to / have for to, have in zip(wanted[2:], x.shape[2:], strict=True)]
-        return _resize(x, wanted[2:], ratios, way)
+        return _resize(x, way, sizes=wanted[2:], scales=ratios)
 
     return run
 
 
-def _resize(x: Tensor, sizes: list[int], scales: list[float], way: Way) -> Tensor:
+def _resize(x: Tensor, way: Way, *, sizes: list[int], scales: list[float]) -> Tensor:
     have = list(x.shape[2:])
     if sizes == have and scales == [1.0] * len(have):
         return x
     exact = all(math.isclose(s * h, n, rel_tol=1e-6) for s, h, n in zip(scales, have, sizes, strict=True))
     if way.mode == "nearest":
-        return _nearest(x, sizes, scales, way)
+        return _nearest(x, way, sizes=sizes, scales=scales)
     corners = way.coordinates == "align_corners"
     if exact and (corners or way.coordinates == "half_pixel"):
         mode = "bicubic" if way.mode == "cubic" else _TORCH_LINEAR[x.dim()]
         return F.interpolate(x, size=sizes, mode=mode, align_corners=corners)
     for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True), start=2):
-        x = _linear(x, axis, size, scale, way)
+        x = _linear(x, axis, size=size, scale=scale, way=way)
     return x
 
 
-def _place(i: int, size: int, have: int, scale: float, coordinates: str) -> float:
+def _place(i: int, coordinates: str, *, size: int, have: int, scale: float) -> float:
     """Return where the value i of the result lies on the input's axis, in the runtimes' 32-bit arithmetic.
 
     Where a place falls between two values, more digits would round to the other neighbour.
@@ -142,11 +142,13 @@ def _place(i: int, size: int, have: int, scale: float, coordinates: str) -> floa
             return float((position + half) / ratio - half)
 
 
-def _nearest(x: Tensor, sizes: list[int], scales: list[float], way: Way) -> Tensor:
+def _nearest(x: Tensor, way: Way, *, sizes: list[int], scales: list[float]) -> Tensor:
     have = list(x.shape[2:])
     sources = []
     for size, old, scale in zip(sizes, have, scales, strict=True):
-        places = [_ROUND[way.rounding](_place(i, size, old, scale, way.coordinates)) for i in range(size)]
+        places = [
+            _ROUND[way.rounding](_place(i, way.coordinates, size=size, have=old, scale=scale)) for i in range(size)
+        ]
         sources.append([min(max(place, 0), old - 1) for place in places])
     if sources == [[i * old // size for i in range(size)] for size, old in zip(sizes, have, strict=True)]:
         return F.interpolate(x, size=sizes, mode="nearest")
@@ -155,9 +157,11 @@ def _nearest(x: Tensor, sizes: list[int], scales: list[float], way: Way) -> Tens
     return x
 
 
-def _linear(x: Tensor, axis: int, size: int, scale: float, way: Way) -> Tensor:
+def _linear(x: Tensor, axis: int, *, size: int, scale: float, way: Way) -> Tensor:
     have = x.shape[axis]
-    places = [min(max(_place(i, size, have, scale, way.coordinates), 0.0), have - 1.0) for i in range(size)]
+    places = [
+        min(max(_place(i, way.coordinates, size=size, have=have, scale=scale), 0.0), have - 1.0) for i in range(size)
+    ]
     low = [math.floor(place) for place in places]
     high = [min(place + 1, have - 1) for place in low]
     share = [place - floor for place, floor in zip(places, low, strict=True)]

@@ -97,7 +97,8 @@ def slicing(node: Node) -> Run:
         axes = node.ints("axes", list(range(len(starts))))
         return lambda x: _slice(x, zip(axes, starts, ends, [1] * len(starts), strict=True))
 
-    def run(x: Tensor, starts: Numbers, ends: Numbers, axes: Numbers = None, steps: Numbers = None) -> Tensor:
+    def run(x: Tensor, *bounds: Numbers) -> Tensor:
+        starts, ends, axes, steps = (*bounds, None, None)[:4]
         count = len(starts)
         where = range(count) if axes is None else axes
         return _slice(x, zip(where, starts, ends, [1] * count if steps is None else steps, strict=True))
@@ -122,11 +123,11 @@ def _slice(x: Tensor, cuts: Any) -> Tensor:
 
 def pad(node: Node) -> Run:
     """Pad in the modes constant, reflect, edge and wrap, on any axes."""
-    mode = node.demand("mode", "constant", ("constant", "reflect", "edge", "wrap"))
+    mode = node.demand("mode", "constant", allowed=("constant", "reflect", "edge", "wrap"))
     rank = node.rank()
     if node.opset < 11:
         amounts, fill = node.ints("pads", []), node.get("value", 0.0)
-        return lambda x: _pad(x, amounts, mode, fill)
+        return lambda x: _pad(x, amounts, mode=mode, fill=fill)
     value = node.constant(2)
     if node.has(2) and value is None:
         raise node.refusal("its fill value is computed")
@@ -135,16 +136,16 @@ def pad(node: Node) -> Run:
 
     def run(x: Tensor, amounts: Numbers, *rest: Any) -> Tensor:
         if axes is None:
-            return _pad(x, amounts, mode, fill)
+            return _pad(x, amounts, mode=mode, fill=fill)
         full = [0] * (2 * rank)
         for i, axis in enumerate(axes):
             full[axis % rank], full[axis % rank + rank] = amounts[i], amounts[i + len(axes)]
-        return _pad(x, full, mode, fill)
+        return _pad(x, full, mode=mode, fill=fill)
 
     return run
 
 
-def _pad(x: Tensor, amounts: Sequence[int], mode: str, fill: float) -> Tensor:
+def _pad(x: Tensor, amounts: Sequence[int], *, mode: str, fill: float) -> Tensor:
     rank = x.dim()
     pairs = [(amounts[axis], amounts[axis + rank]) for axis in range(rank)]
     if mode == "constant":
@@ -154,11 +155,11 @@ def _pad(x: Tensor, amounts: Sequence[int], mode: str, fill: float) -> Tensor:
         return F.pad(x, flat, value=fill)
     for axis, (before, after) in enumerate(pairs):
         if (before, after) != (0, 0):
-            x = x.index_select(axis, torch.tensor(_mirrored(x.shape[axis], before, after, mode)))
+            x = x.index_select(axis, torch.tensor(_mirrored(x.shape[axis], mode, before=before, after=after)))
     return x
 
 
-def _mirrored(size: int, before: int, after: int, mode: str) -> list[int]:
+def _mirrored(size: int, mode: str, *, before: int, after: int) -> list[int]:
     """Return where each value along a padded axis comes from."""
     places = range(-before, size + after)
     if mode == "edge":
@@ -216,7 +217,7 @@ def gather_elements(node: Node) -> Run:
 
 def depth_to_space(node: Node) -> Run:
     """DepthToSpace in both orders."""
-    block, mode = node.get("blocksize"), node.demand("mode", "DCR", ("DCR", "CRD"))
+    block, mode = node.get("blocksize"), node.demand("mode", "DCR", allowed=("DCR", "CRD"))
     if mode == "CRD":
         return lambda x: F.pixel_shuffle(x, block)
 

@@ -1,6 +1,5 @@
 """One node, run by onnxruntime and by its lifted twin."""
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,5 @@
 """Small networks whose exported graphs hold what real ones hold."""
 
-
 from __future__ import annotations
 
 import io

@@ -1,6 +1,5 @@
 """Whole networks: exported by torch, lifted, compared with onnxruntime, exported again with a free batch."""
 
-
 from __future__ import annotations
 
 import functools

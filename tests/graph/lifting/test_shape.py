@@ -1,6 +1,5 @@
 """Operators that move, cut, join, resize and multiply against onnxruntime; sizes that follow the batch."""
 
-
 from __future__ import annotations
 
 import itertools
