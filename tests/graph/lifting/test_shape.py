@@ -270,6 +270,10 @@ def test_a_shape_used_as_numbers_among_the_data() -> None:
     follow(nodes, {"one": np.array(1)})
 
 
+def test_the_size_of_a_tensor_follows_the_batch() -> None:
+    follow([node("Size", "x", "s"), node("Cast", "s", "f", to=1), node("Div", "x f", "y")], {})
+
+
 def test_a_reshape_computed_from_the_data_is_refused() -> None:
     nodes = [node("Cast", "x", "i", to=7), node("Reshape", "x i", "y")]
     model = make_model(nodes, inputs={"x": [2]}, outputs=["y"])
