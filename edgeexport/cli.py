@@ -45,7 +45,7 @@ proof_option = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgeexport")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def commands(debug: bool) -> None:
+def commands(*, debug: bool) -> None:
     """Turn a trained PyTorch or ONNX model into small, fast, checked bundles for phones and edge boxes."""
 
 
@@ -72,7 +72,7 @@ def demo(out: Path, as_json: bool) -> None:
 @workspace_option
 @proof_option
 @json_option
-def run(recipe: Path, out: Path, require_proof: bool, as_json: bool, **choices: Any) -> None:
+def run(recipe: Path, out: Path, *, require_proof: bool, as_json: bool, **choices: Any) -> None:
     """Take RECIPE down the whole road: ladder, gates, one verified bundle per target."""
     from edgeexport.pipeline import run as run_pipeline
     from edgeexport.records.recipe import load_recipe
@@ -87,7 +87,7 @@ def run(recipe: Path, out: Path, require_proof: bool, as_json: bool, **choices: 
 @click.argument("recipe", type=click.Path(path_type=Path))
 @target_option
 @json_option
-def explain(recipe: Path, targets: tuple[str, ...], as_json: bool) -> None:
+def explain(recipe: Path, targets: tuple[str, ...], *, as_json: bool) -> None:
     """Show every value in force for RECIPE on each target; nothing is run, user code is not imported."""
     from edgeexport.explain import explanation
     from edgeexport.records.recipe import load_recipe

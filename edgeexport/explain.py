@@ -49,7 +49,7 @@ def diagnosis() -> dict[str, Any]:
     from edgeexport import devices
 
     local = devices.get("local")
-    rows = [_ability(what, packages, extra) for what, packages, extra in ABILITIES]
+    rows = [_ability(what, packages, extra=extra) for what, packages, extra in ABILITIES]
     for name in target_names():
         able, reason = local.can_judge(load_target(name))
         rows.append(
@@ -59,7 +59,7 @@ def diagnosis() -> dict[str, Any]:
     return {"machine": machine, "abilities": rows}
 
 
-def _ability(what: str, packages: Sequence[str], extra: str) -> dict[str, str]:
+def _ability(what: str, packages: Sequence[str], *, extra: str) -> dict[str, str]:
     missing = [package for package in packages if version_of(package) == "absent"]
     if not missing:
         return {"what": what, "state": "yes", "next": ""}

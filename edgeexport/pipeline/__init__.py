@@ -51,7 +51,7 @@ def run(
         device_for(target, device)
     out = Path(out)
     with Workspace(Path(workspace)) as work:
-        road = open_road(recipe, work, progress)
+        road = open_road(recipe, work, progress=progress)
         climbed = climb(road, max_drop(road, places[0]))
         record = _record(road, climbed)
         record = _served(road, climbed, places=places, record=record, device=device, out=out)
@@ -119,7 +119,7 @@ def _unserved(target: Target, error: EdgeExportError) -> TargetResult:
 
 def _record(road: Road, climbed: TorchRoad) -> RunRecord:
     recipe = road.recipe
-    identity = {"model": model_key(recipe.model, recipe, road.workspace), "splits": road.splits_key}
+    identity = {"model": model_key(recipe.model, recipe, workspace=road.workspace), "splits": road.splits_key}
     return RunRecord(
         recipe=recipe.name,
         recipe_digest=digest(identity),

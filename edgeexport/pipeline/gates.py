@@ -46,7 +46,7 @@ class Runnable:
         signature = session.signature
 
         def run(feeds: Feeds) -> Outputs:
-            return adapt_outputs(session.run(adapt_feeds(feeds, self.spine, signature)), signature, self.spine)
+            return adapt_outputs(session.run(adapt_feeds(feeds, self.spine, to=signature)), signature, to=self.spine)
 
         free = all(isinstance(spec.shape[0], str) for spec in signature.inputs if spec.shape)
         return run, BATCH if free else 1
@@ -71,7 +71,7 @@ def predicted(road: Road, model: Runnable, *, split: SplitName) -> Stage[Predict
 
         samples = road.prepared(split, model.spine)
         run, batch = model.open()
-        found = predictions(run, samples, batch=batch, progress=road.progress)
+        found = predictions(run, samples, batch=batch, progress=road.detail)
         save_outputs(folder / OUTPUTS, found.outputs)
         return Predicted(model.digest, len(samples), road.splits.get(split).digest)
 

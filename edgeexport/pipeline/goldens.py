@@ -20,7 +20,7 @@ def examples_of(road: Road, target: Target, *, candidate: Candidate) -> list[Exa
     steps = _steps(target, candidate) if candidate.quantized is not None else None
     examples = []
     for index in range(min(GOLDENS, len(samples))):
-        feeds = adapt_feeds(samples.feeds(index), spine, lowered.signature)
+        feeds = adapt_feeds(samples.feeds(index), spine, to=lowered.signature)
         outputs = session.run(feeds)
         allowed = golden_tolerance(outputs, lowered.signature, tolerance=target.tolerance, steps=steps)
         examples.append(Example(feeds, outputs, allowed))

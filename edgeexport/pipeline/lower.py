@@ -77,20 +77,20 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
     for rung in reversed(standing):
         if step is not None:
             yield from _int8_candidates(lane, rung, step=step)
-        yield _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, None), quantized=None)
+        yield _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, quantized=None), quantized=None)
 
 
 def baseline(lane: Lane) -> Candidate:
     """Return the uncompressed fp32 source in the target's runtime and format: what everything is compared with."""
     rung = lane.source
-    return _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, None), quantized=None)
+    return _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, quantized=None), quantized=None)
 
 
 def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate]:
     """Try the calibration methods in order; stop at the first whose gates hold."""
     for method in step.methods:
         quantized = _quantized(lane, rung, method=method, step=step)
-        lowered = _lowered(lane, rung, quantized)
+        lowered = _lowered(lane, rung, quantized=quantized)
         candidate = _gated(lane, f"{rung.name} int8 {method}", rung=rung, lowered=lowered, quantized=quantized)
         yield candidate
         if candidate.stands:
@@ -145,13 +145,14 @@ def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> 
     path = rung.spine.folder / spine.artifact.path
 
     def make(_: Path) -> Ranges:
+        road.progress(f"calibrate {rung.name} ({method})", 0.0)
         return quantization.calibrate(
             path,
             _calibration_feeds(road, rung),
             method=method,
             symmetric=symmetric,
             samples_digest=road.splits.calibration.digest,
-            progress=road.progress,
+            progress=road.detail,
         )
 
     key = {
@@ -175,9 +176,9 @@ def _quantized(lane: Lane, rung: TorchRung, *, method: str, step: Quantize) -> S
 
     def make(folder: Path) -> Quantized:
         road.progress(f"quantize {rung.name} ({method})", None)
-        plan = quantization.plan_quantization(path, ranges.record, numbers, keep_float=kept_float)
+        plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=kept_float)
         out = folder / INT8
-        quantization.quantize(path, plan, out)
+        quantization.quantize(path, plan, out=out)
         artifact = Artifact(
             INT8, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, f"quantize {method}"
         )
@@ -211,7 +212,7 @@ def _int8_parity(road: Road, rung: TorchRung, *, out: Path, sqnr_db: float) -> P
     )
 
 
-def _lowered(lane: Lane, rung: TorchRung, quantized: Stage[Quantized] | None) -> Stage[Lowered]:
+def _lowered(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None) -> Stage[Lowered]:
     """Convert a rung's spine, or its int8 form, into the file that runs on the target, and compare the two."""
     road, target = lane.road, lane.target
     runtime = runtimes.get(target.runtime)
@@ -219,7 +220,7 @@ def _lowered(lane: Lane, rung: TorchRung, quantized: Stage[Quantized] | None) ->
     name = f"model.{target.format}"
 
     def make(folder: Path) -> Lowered:
-        road.progress(f"convert {rung.name} to {target.runtime} {'int8' if quantized else 'fp32'}", None)
+        road.progress(f"convert {rung.name} to {'int8' if quantized else 'fp32'} for {target.name}", None)
         job = Conversion(
             spine=rung.spine.folder / rung.spine.record.artifact.path,
             quantized=quantized.folder / INT8 if quantized else None,
@@ -229,7 +230,7 @@ def _lowered(lane: Lane, rung: TorchRung, quantized: Stage[Quantized] | None) ->
             target=target,
         )
         out = folder / name
-        converted = runtime.convert(job, out, progress=road.progress)
+        converted = runtime.convert(job, out, progress=road.detail)
         artifact = Artifact(
             name, target.format, file_digest(out), out.stat().st_size, below.digest, f"convert {target.runtime}"
         )

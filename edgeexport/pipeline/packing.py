@@ -41,7 +41,7 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
         from edgeexport.report import html
 
         road.progress(f"pack {name}", None)
-        draft = _draft(road, target, choice, shipped)
+        draft = _draft(road, target, choice=choice, shipped=shipped)
         examples = examples_of(road, target, candidate=shipped)
         records = {"run": own} | ({"plan": shipped.quantized.record.plan} if shipped.quantized else {})
         manifest = pack(folder / name, draft, parts=Parts(shipped.path, examples, records, html(own)))
@@ -70,7 +70,7 @@ def _own_record(record: RunRecord, target: Target) -> RunRecord:
     return msgspec.structs.replace(record, rungs=rungs, targets=targets)
 
 
-def _draft(road: Road, target: Target, choice: Choice, shipped: Candidate) -> Manifest:
+def _draft(road: Road, target: Target, *, choice: Choice, shipped: Candidate) -> Manifest:
     lowered = shipped.lowered.record
     figures = result(choice, target, bundle=None, bundle_bytes=None)
     return Manifest(

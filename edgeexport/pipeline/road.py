@@ -18,7 +18,7 @@ import msgspec
 from edgeexport import data
 from edgeexport.devices.local import host_features
 from edgeexport.pipeline.live import attach, detach, is_live
-from edgeexport.progress import Progress
+from edgeexport.progress import Progress, details
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.base import digest
 from edgeexport.records.recipe import ModelSpec, Preprocess, Recipe
@@ -51,6 +51,11 @@ class Road:
         """Return a model spec that can be loaded: a live network's name replaced by the network."""
         return attach(spec, self.live)
 
+    @property
+    def detail(self) -> Progress:
+        """The callback for what is done within the step that was told last."""
+        return details(self.progress)
+
     def prepared(self, split: SplitName, signature: Signature) -> Prepared:
         """Return the samples of a split as inputs for `signature`."""
         return data.open_split(self.recipe, self.splits, name=split, signature=signature)
@@ -66,15 +71,20 @@ class Road:
             yield prepared.feeds(index)
 
 
-def open_road(recipe: Recipe, workspace: Workspace, progress: Progress) -> Road:
+def open_road(recipe: Recipe, workspace: Workspace, *, progress: Progress) -> Road:
     """Split the samples (or find them split already) and return the road."""
     recipe, live = detach(recipe)
     key = {"data": data.data_identity(recipe, digest=workspace.digest), "versions": versions("numpy", "pillow")}
-    stage = workspace.stage("splits", key=key, make=lambda _: data.splits(recipe, progress=progress), kind=SplitIndices)
+
+    def make(_: Path) -> SplitIndices:
+        progress("read and split the samples", 0.0)
+        return data.splits(recipe, progress=details(progress))
+
+    stage = workspace.stage("splits", key=key, make=make, kind=SplitIndices)
     return Road(recipe, workspace, progress, stage.record, stage.key, data.resolve_preprocess(recipe), live)
 
 
-def model_key(spec: ModelSpec, recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+def model_key(spec: ModelSpec, recipe: Recipe, *, workspace: Workspace) -> dict[str, Any]:
     """What a model's factory, sources and weights file add to a key; a live network's name says it all."""
     files: list[Path] = []
     if spec.factory and not is_live(spec):

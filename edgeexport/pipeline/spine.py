@@ -41,7 +41,7 @@ def export_spine(
             path=folder / RAW,
             samples=list(road.parity_feeds(declared_signature(model.inputs))),
             tolerance=Tolerance().float_error,
-            progress=road.progress,
+            progress=road.detail,
         )
         artifact, _, notes = _clean(road, folder, maker=f"export {name}", parent=parent)
         signature = graph.signature(graph.load(folder / SPINE))
@@ -63,7 +63,7 @@ def onnx_spine(road: Road) -> Stage[Spine]:
         signature = graph.signature(graph.load(folder / SPINE))
         return Spine(artifact, signature, "given as ONNX", parity, notes)
 
-    key = {"what": model_key(recipe.model, recipe, road.workspace), "versions": versions(*PACKAGES)}
+    key = {"what": model_key(recipe.model, recipe, workspace=road.workspace), "versions": versions(*PACKAGES)}
     return road.workspace.stage("clean", key={**key, **road.data_key("calibration")}, make=make, kind=Spine)
 
 

@@ -49,10 +49,10 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
         from edgeexport.validation.measure import measure
 
         files = [base] if candidate.row.artifact.digest == base.row.artifact.digest else [base, candidate]
-        subjects = [_subject(road, target, each) for each in files]
+        subjects = [_subject(road, target, candidate=each) for each in files]
         road.progress(f"measure {candidate.row.name} on {target.name}", 0.0)
         measured, compared = measure(
-            subjects, device=machine, mode=MODE, progress=road.progress, keep=folder / "launches"
+            subjects, device=machine, mode=MODE, progress=road.detail, keep=folder / "launches"
         )
         return Timed(measured[0], measured[-1], compared[-1] if compared else None)
 
@@ -76,7 +76,7 @@ def _lasting(facts: DeviceFacts) -> dict[str, Any]:
     return {name: value for name, value in msgspec.to_builtins(facts).items() if name not in passing}
 
 
-def _subject(road: Road, target: Target, candidate: Candidate) -> Subject:
+def _subject(road: Road, target: Target, *, candidate: Candidate) -> Subject:
     """A file with real samples and the outputs it must give for them."""
     from edgeexport.validation.measure import Subject
 

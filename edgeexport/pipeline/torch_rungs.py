@@ -100,10 +100,10 @@ def _source(road: Road, train: Train | None) -> TorchRung:
         module = _built(road, recipe.model, seed=train.training.seed if train else 0)
         if train is not None:
             road.progress("train the source", 0.0)
-            _fit(road, module, train.training)
+            _fit(road, module, settings=train.training)
         return _kept(module, recipe.model, folder=folder, maker="train" if train else "source", parent="")
 
-    key = {"model": model_key(recipe.model, recipe, road.workspace)}
+    key = {"model": model_key(recipe.model, recipe, workspace=road.workspace)}
     if train is not None:
         key |= {"train": msgspec.to_builtins(train), **training_key(), **road.data_key("train")}
     weights = road.workspace.stage("source", key=key, make=make, kind=TorchWeights)
@@ -116,10 +116,10 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.distill import distill
 
-        road.progress("distil", 0.0)
+        road.progress("distil into the student" if step.student else "distil from the teacher", 0.0)
         teacher = _built(road, step.teacher, seed=0) if step.teacher else load_rung(road, source)
         student = _built(road, step.student, seed=step.training.seed) if step.student else load_rung(road, last)
-        distill(student, teacher, data=_training_data(road), step=step, progress=road.progress)
+        distill(student, teacher, data=_training_data(road), step=step, progress=road.detail)
         if step.student:
             spec = msgspec.structs.replace(step.student, inputs=step.student.inputs or recipe.model.inputs)
             return _kept(student, spec, folder=folder, maker="distill", parent=_parent(source))
@@ -128,8 +128,8 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
 
     key = {
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
-        "teacher": model_key(step.teacher, recipe, road.workspace) if step.teacher else _parent(source),
-        "student": model_key(step.student, recipe, road.workspace) if step.student else _parent(last),
+        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else _parent(source),
+        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else _parent(last),
         **training_key(),
         **road.data_key("train"),
     }
@@ -141,13 +141,13 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.prune import apply_pruning, plan_pruning, retrain
 
-        road.progress(f"{name}: plan", 0.0)
+        road.progress(name.replace("pruned", "prune and retrain"), 0.0)
         module = load_rung(road, last)
         example = next(road.parity_feeds(declared_signature(road.recipe.model.inputs)))
         plan = plan_pruning(module, example, step=step)
         module = apply_pruning(module, plan, example=example)
         if step.training.epochs > 0:
-            retrain(module, load_rung(road, source), data=_training_data(road), step=step, progress=road.progress)
+            retrain(module, load_rung(road, source), data=_training_data(road), step=step, progress=road.detail)
         kept = _record(last)
         return _kept(module, kept.model, folder=folder, maker="prune", parent=_parent(last), plans=(*kept.plans, plan))
 
@@ -210,11 +210,11 @@ def _kept(
     return TorchWeights(spec, artifact, plans)
 
 
-def _fit(road: Road, module: nn.Module, settings: Training) -> None:
+def _fit(road: Road, module: nn.Module, *, settings: Training) -> None:
     from edgeexport.training import resolve_loss, train
 
     loss = resolve_loss(settings.loss, road.recipe.folder)
-    train(module, _training_data(road), loss=loss, settings=settings, progress=road.progress)
+    train(module, _training_data(road), loss=loss, settings=settings, progress=road.detail)
 
 
 def _training_data(road: Road) -> TrainingData:
@@ -222,7 +222,7 @@ def _training_data(road: Road) -> TrainingData:
     from edgeexport.training import TrainingData
 
     prepared = road.prepared("train", declared_signature(road.recipe.model.inputs))
-    inputs, labels = data.arrays(prepared, progress=road.progress)
+    inputs, labels = data.arrays(prepared, progress=road.detail)
     return TrainingData(tuple(inputs.values()), labels, folder=road.recipe.folder)
 
 
@@ -237,7 +237,7 @@ def _rung(road: Road, name: str, *, weights: Stage[TorchWeights], source: TorchR
 def _scored_rung(
     road: Road, name: str, *, weights: Stage[TorchWeights] | None, spine: Stage[Spine], source: TorchRung | None
 ) -> TorchRung:
-    road.progress(f"score {name}", 0.0)
+    road.progress(f"score {name} on the selection split", 0.0)
     model = runnable_spine(spine)
     result = scored(road, model, source=source.runnable if source else model, split="selection")
     return TorchRung(name, weights, spine, result)

@@ -32,7 +32,7 @@ _LEAST_OPSET = 13
 
 
 def plan_quantization(
-    model_path: Path, ranges: Ranges, numbers: NumberFormat, *, keep_float: Mapping[str, str] | None = None
+    model_path: Path, ranges: Ranges, *, numbers: NumberFormat, keep_float: Mapping[str, str] | None = None
 ) -> QuantizationPlan:
     """Decide which nodes run in integers and with which numbers.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 
-def quantize(model_path: Path, plan: QuantizationPlan, out: Path) -> None:
+def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     """Write the int8 QDQ form of a model to `out`. The bytes depend on model, plan and versions only.
 
     Raises DataError when the plan belongs to another model, ModelError when the file would not hold the plan.
@@ -37,9 +37,7 @@ def quantize(model_path: Path, plan: QuantizationPlan, out: Path) -> None:
     symmetric = plan.numbers.symmetric_activations
     owners = set(place(model, nodes, symmetric=symmetric).activations.values())
     overrides = _overrides(plan, owners)
-    draft = write_draft(
-        model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations
-    )
+    draft = write_draft(model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations)
     drop_points(draft, keep=frozenset(plan.activations))
     _restore_header(draft, source)
     prove(draft, plan)

@@ -108,7 +108,7 @@ class Runtime(Protocol):
         ...
 
 
-def adapt_feeds(feeds: Feeds, source: Signature, to: Signature) -> Feeds:
+def adapt_feeds(feeds: Feeds, source: Signature, *, to: Signature) -> Feeds:
     """Turn feeds of signature `source` (the spine) into feeds of signature `to` (an artifact).
 
     Tensors are paired by name when both sides have the same names, else by position. Pictures are permuted between
@@ -121,7 +121,7 @@ def adapt_feeds(feeds: Feeds, source: Signature, to: Signature) -> Feeds:
     return {other.name: _adapted(feeds[spec.name], spec, to=other) for spec, other in pairs}
 
 
-def adapt_outputs(outputs: Outputs, source: Signature, to: Signature) -> Outputs:
+def adapt_outputs(outputs: Outputs, source: Signature, *, to: Signature) -> Outputs:
     """Turn outputs of signature `source` (an artifact) into those of signature `to` (the spine): real numbers, NCHW."""
     missing = [spec.name for spec in source.outputs if spec.name not in outputs]
     if missing:

@@ -28,7 +28,7 @@ FORMATS = [U8, S8, NumberFormat(activations="int8", symmetric_activations=True)]
 def planned(path: Path, numbers: NumberFormat = U8, **keep: Any) -> QuantizationPlan:
     symmetric = numbers.symmetric_activations
     ranges = calibrate(path, pictures(3), samples_digest="sha256:0", symmetric=symmetric)
-    return plan_quantization(path, ranges, numbers, **keep)
+    return plan_quantization(path, ranges, numbers=numbers, **keep)
 
 
 def edited(path: Path, change: Any) -> Path:
@@ -165,7 +165,7 @@ def test_ranges_of_another_model_are_refused(tmp_path: Path) -> None:
     one, other = small_resnet(tmp_path / "a.onnx"), small_mobilenet(tmp_path / "b.onnx")
     ranges = calibrate(one, pictures(1), samples_digest="sha256:0")
     with pytest.raises(DataError, match="belong to the model"):
-        plan_quantization(other, ranges, U8)
+        plan_quantization(other, ranges, numbers=U8)
 
 
 def test_a_missing_range_is_named(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_missing_range_is_named(tmp_path: Path) -> None:
     ranges = calibrate(path, pictures(1), samples_digest="sha256:0")
     left = {name: item for name, item in ranges.tensors.items() if name != "image"}
     with pytest.raises(DataError, match="nothing of 'image'"):
-        plan_quantization(path, msgspec.structs.replace(ranges, tensors=left), U8)
+        plan_quantization(path, msgspec.structs.replace(ranges, tensors=left), numbers=U8)
 
 
 def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def made(path: Path, numbers: NumberFormat = U8, **keep: Any) -> tuple[Quantizat
     """Calibrate, plan and quantize the model at `path`."""
     symmetric = numbers.symmetric_activations
     ranges = calibrate(path, pictures(8), samples_digest="sha256:0", symmetric=symmetric)
-    plan = plan_quantization(path, ranges, numbers, **keep)
+    plan = plan_quantization(path, ranges, numbers=numbers, **keep)
     out = path.with_name("int8.onnx")
-    quantize(path, plan, out)
+    quantize(path, plan, out=out)
     return plan, out
 
 
@@ -110,7 +110,7 @@ def test_int8_outputs_are_close_to_float_ones(net: str, numbers: str, tmp_path: 
 def test_every_method_gives_a_usable_model(method: str, tmp_path: Path) -> None:
     path = small_mobilenet(tmp_path / "net.onnx")
     ranges = calibrate(path, pictures(8), method=method, samples_digest="sha256:0")
-    quantize(path, plan_quantization(path, ranges, U8), tmp_path / "int8.onnx")
+    quantize(path, plan_quantization(path, ranges, numbers=U8), out=tmp_path / "int8.onnx")
     assert sqnr_db(path, tmp_path / "int8.onnx") > 12
 
 
@@ -170,7 +170,7 @@ def test_unnamed_nodes_and_row_vector_biases_are_taken(tmp_path: Path) -> None:
 def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
     path = small_mobilenet(tmp_path / "net.onnx")
     plan, out = made(path)
-    quantize(path, plan, tmp_path / "again.onnx")
+    quantize(path, plan, out=tmp_path / "again.onnx")
     assert out.read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
@@ -191,7 +191,7 @@ def test_a_plan_of_another_model_is_refused_and_nothing_is_written(tmp_path: Pat
     plan, _ = made(small_resnet(tmp_path / "net.onnx"))
     other = small_mobilenet(tmp_path / "other.onnx")
     with pytest.raises(DataError, match="the plan belongs to the model"):
-        quantize(other, plan, tmp_path / "never.onnx")
+        quantize(other, plan, out=tmp_path / "never.onnx")
     assert not (tmp_path / "never.onnx").exists()
 
 

@@ -61,7 +61,7 @@ def test_resnet20_runs_in_integers_and_agrees_with_float(real_data: Path, tmp_pa
     samples = [{"image": picture} for picture in pictures_of(real_data, "train", 100)]
     ranges = calibrate(path, samples, samples_digest="sha256:0")
     out = tmp_path / "int8.onnx"
-    quantize(path, plan_quantization(path, ranges, NumberFormat(activations="uint8")), out)
+    quantize(path, plan_quantization(path, ranges, numbers=NumberFormat(activations="uint8")), out=out)
     assert integer_ops(out)["QLinearConv"] == 19
     assert path.stat().st_size / out.stat().st_size > 3.0
     judged = {"image": np.concatenate(pictures_of(real_data, "test", JUDGED))}

@@ -61,8 +61,8 @@ def outputs(made: Made) -> list[np.ndarray]:
     ours = graph.signature(graph.load(net.path))
     session = litert.RUNTIME.open(path)
     name = ours.outputs[0].name
-    results = [session.run(adapt_feeds(sample, ours, converted.signature)) for sample in net.samples]
-    return [adapt_outputs(result, converted.signature, ours)[name] for result in results]
+    results = [session.run(adapt_feeds(sample, ours, to=converted.signature)) for sample in net.samples]
+    return [adapt_outputs(result, converted.signature, to=ours)[name] for result in results]
 
 
 def sqnr_db(reference: list[np.ndarray], found: list[np.ndarray]) -> float:

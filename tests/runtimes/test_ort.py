@@ -38,9 +38,9 @@ def job(spine: Path, where: Target, *, int8: bool) -> Conversion:
     if not int8:
         return Conversion(spine, None, None, None, samples, where)
     ranges = calibrate(spine, samples(), samples_digest="sha256:0")
-    plan = plan_quantization(spine, ranges, where.numbers())
+    plan = plan_quantization(spine, ranges, numbers=where.numbers())
     quantized = spine.with_name("int8.onnx")
-    quantize(spine, plan, quantized)
+    quantize(spine, plan, out=quantized)
     return Conversion(spine, quantized, ranges, plan, samples, where)
 
 

@@ -111,7 +111,7 @@ def _convert(module: torch.nn.Module, feeds: Feeds, *, ours: Signature, file: Si
     pictures = [index for index, spec in enumerate(file.inputs) if spec.layout == "NHWC"]
     results = [index for index, spec in enumerate(file.outputs) if spec.layout == "NHWC"]
     wrapped = litert_torch.to_channel_last_io(_keeping_rank(module.eval()), args=pictures, outputs=results)
-    moved = adapt_feeds(feeds, ours, file)
+    moved = adapt_feeds(feeds, ours, to=file)
     arrays = [moved[spec.name].astype(source.dtype) for spec, source in zip(file.inputs, ours.inputs, strict=True)]
     with torch.no_grad():
         lowered = litert_torch.convert(wrapped.eval(), tuple(torch.from_numpy(array) for array in arrays))

@@ -58,7 +58,7 @@ def pair_activations(
     found: dict[int, tuple[str, ...]] | None = None
     for probe in feeds:
         theirs = reference(probe)
-        ours = _tflite_values(opened, adapt_feeds(probe, spine, file), indices=list(wanted))
+        ours = _tflite_values(opened, adapt_feeds(probe, spine, to=file), indices=list(wanted))
         if not _finite(ours):
             continue
         candidates = {index: found[index] if found else tuple(theirs) for index in wanted}

@@ -77,7 +77,7 @@ def _calibrated(folder: Path, settings: dict[str, Any], *, recipe: Any) -> dict[
         raise CorruptFile(f"{path}: it holds no signature, so `lower` did not write it")
     tool = calibrator.Calibrator(str(path), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     for sample in sorted(folder.glob("sample-*.npz")):
-        feeds = adapt_feeds(read_sample(sample), spine, file)
+        feeds = adapt_feeds(read_sample(sample), spine, to=file)
         tool.calibrate({flatbuffer.SIGNATURE_KEY: [feeds]}, recipe)
     found: dict[str, Any] = tool.get_model_qsvs()
     return found
