@@ -6,6 +6,7 @@ The rule: this module decides how things look, never what they are. Without a te
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
     from edgeexport.records.run import RunRecord
     from edgeexport.records.target import Target
 
-NARROWEST = 100
+PIPE_WIDTH = 120
+QUIET_SECONDS = 30.0
 
 
 class Display:
-    """A progress callback that draws a bar on a terminal and prints one line per step elsewhere."""
+    """A progress callback that draws a bar on a terminal; elsewhere it prints a line per step, and few more.
+
+    A text is "step" or "step: detail"; one that begins with a colon is a detail of the step told last. Without a
+    terminal a detail is printed only when nothing was for half a minute, so that a log shows that work goes on.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -38,7 +44,7 @@ class Display:
         self._live = self._console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             console=self._console,
@@ -46,7 +52,7 @@ class Display:
         )
         self._task: TaskID | None = None
         self._step = ""
-        self._began = time.monotonic()
+        self._began = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
@@ -59,31 +65,39 @@ class Display:
             self._progress.stop()
 
     def __call__(self, text: str, fraction: float | None = None) -> None:
-        """Show `text` ("step: detail") and the fraction done."""
-        step = text.split(":", 1)[0]
+        """Show `text` and the fraction done."""
+        step, _, detail = (part.strip() for part in text.partition(":"))
+        step = step or self._step
+        text = f"{step}: {detail}" if detail else step
         if step != self._step:
             self._step = step
             self._announce(step)
+        elif not self._live and detail and time.monotonic() - self._said >= QUIET_SECONDS:
+            self._say(text)
         if self._live and self._task is not None:
             total = None if fraction is None else 1.0
             self._progress.update(self._task, description=text, completed=fraction or 0.0, total=total)
 
     def _announce(self, step: str) -> None:
-        elapsed = time.monotonic() - self._began
-        self._console.print(f"[dim]{elapsed:6.1f} s[/dim]  {step}", highlight=False)
+        self._say(step)
         if not self._live:
             return
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(step, total=None)
 
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        line = f"{self._said - self._began:6.1f} s  {text}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=not self._live)
+
 
 def console() -> Console:
-    """Return the console for stdout; never narrower than a table needs when stdout is no terminal."""
+    """Return the console for stdout; wide enough for every column when stdout is no terminal."""
     from rich.console import Console
 
     out = Console()
-    return out if out.is_terminal else Console(width=max(out.width, NARROWEST))
+    return out if out.is_terminal else Console(width=max(out.width, PIPE_WIDTH))
 
 
 def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
@@ -94,13 +108,21 @@ def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
     from edgeexport.report import ladder_table, verdict_lines
 
     screen = console()
-    screen.print(ladder_table(record))
+    screen.print(ladder_table(record, screen.width))
+    screen.print()
     for line in verdict_lines(record):
-        screen.print(line, highlight=False, markup=False)
+        _print_line(screen, line)
     for result in record.targets:
         if result.bundle:
             screen.print(f"bundle  {out / result.bundle}", highlight=False, markup=False, soft_wrap=True)
     screen.print(f"report  {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_line(screen: Console, line: str) -> None:
+    """Print one line; on a terminal that is too narrow, what is left of it goes on indented."""
+    folded = textwrap.wrap(line, screen.width, subsequent_indent=" " * 12) if screen.is_terminal else [line]
+    for part in folded:
+        screen.print(part, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_verification(verification: Verification, *, as_json: bool) -> None:

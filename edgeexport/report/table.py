@@ -1,14 +1,22 @@
-"""A run for the terminal: the ladder as a table, the verdicts as lines, the record as JSON."""
+"""A run for the terminal: the ladder as a table, what was rolled back and every verdict as lines, the record as JSON.
+
+The rule: the table holds figures only, and as many columns as fit; whatever is a sentence stands below it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from edgeexport.records import base
-from edgeexport.records.run import RunRecord, TargetResult
+from edgeexport.records.run import Rung, RunRecord, TargetResult
+from edgeexport.records.verdict import LimitVerdict
 from edgeexport.report.figures import (
     LIMIT_NAMES,
+    Ladder,
     Row,
+    drop_parts,
     drop_text,
     ladders,
     latency_text,
@@ -21,75 +29,146 @@ from edgeexport.report.figures import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
+WIDTH = 120
+NARROWEST_NAME = 16
 _STYLES = {"shipped": "bold green", "rolled back": "yellow", "not chosen": "dim", "kept": ""}
+_HEADS = {"holds": "every limit holds", "unproven": "no limit fails, some are unproven", "fails": "a limit fails"}
 
 
-def ladder_table(run: RunRecord) -> Table:
-    """Return one table: the rungs that all targets share, then a section for each target."""
+@dataclass(frozen=True)
+class _Column:
+    """One column: its title, the text of a row in it, and on which side it is aligned."""
+
+    title: str
+    text: Callable[[Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+_DROP = _Column("drop", lambda row: drop_parts(row.rung.drop)[0] if row.rung.drop else "–")
+_DROP_INTERVAL = _Column("drop [95 %]", lambda row: drop_text(row.rung.drop))
+_MEMORY = _Column("memory MB", memory_text)
+
+
+def ladder_table(run: RunRecord, width: int = WIDTH) -> Group:
+    """Return the rungs that all targets share, then a section for each target, at most `width` characters wide.
+
+    Where that is too narrow, the interval of the drop is left out first, then the memory; then names are folded.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    found = ladders(run)
+    sections = [("", [row for row in found[0].rows if row.shared])]
+    sections += [(_title(ladder), [row for row in ladder.rows if not row.shared]) for ladder in found if ladder.result]
+    rows = [row for _, part in sections for row in part]
+    columns, widths = _fitting(run.metric, rows, width=width)
+    parts: list[Table | Text] = []
+    for title, part in sections:
+        if title:
+            parts.append(Text(f"\n{title}", style="bold"))
+        if part or not title:
+            parts.append(_section(part, columns, widths=widths, header=not title))
+    return Group(*parts)
+
+
+def _title(ladder: Ladder) -> str:
+    return f"{ladder.result.target} ({ladder.result.runtime})" if ladder.result else ""
+
+
+def _fitting(metric: str, rows: Sequence[Row], *, width: int) -> tuple[list[_Column], list[int]]:
+    """Return the widest choice of columns that fits, and their widths; the narrowest one when none does."""
+    columns, widths = [], [0]
+    for drop, more in ((_DROP_INTERVAL, [_MEMORY]), (_DROP, [_MEMORY]), (_DROP, [])):
+        columns = _columns(metric, drop, more=more)
+        widths = [max(map(_length, [column.title, *map(column.text, rows)])) for column in columns]
+        if sum(widths) + _gaps(widths) <= width:
+            return columns, widths
+    others = sum(widths[1:]) + _gaps(widths)
+    return columns, [max(NARROWEST_NAME, width - others), *widths[1:]]
+
+
+def _columns(metric: str, drop: _Column, *, more: list[_Column]) -> list[_Column]:
+    return [
+        _Column("rung", _name, "left"),
+        _Column(metric, lambda row: score_text(row.rung.score)),
+        drop,
+        _Column("size MB", lambda row: number(row.size_mb) + ratio_text(row.size_ratio)),
+        _Column("latency ms", latency_text),
+        *more,
+        _Column("status", lambda row: row.rung.status, "left"),
+    ]
+
+
+def _name(row: Row) -> str:
+    return row.rung.name if row.shared else f"  {row.rung.name}"
+
+
+def _length(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _gaps(widths: Sequence[int]) -> int:
+    return 2 * (len(widths) - 1)
+
+
+def _section(rows: Sequence[Row], columns: Sequence[_Column], *, widths: Sequence[int], header: bool) -> Table:
+    """Return one table with fixed widths, so that all sections line up. Cells are Text: brackets are no markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("rung", overflow="fold")
-    for title in (run.metric, "drop [95 %]", "size MB", "latency ms", "memory MB"):
-        table.add_column(Text(title), justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold", min_width=16)
-    found = ladders(run)
-    for row in found[0].rows:
-        if row.shared:
-            table.add_row(*_cells(row))
-    for ladder in found:
-        if ladder.result is None:
-            continue
-        table.add_section()
-        table.add_row(Text(f"{ladder.result.target} ({ladder.result.runtime})", style="bold"))
-        for row in ladder.rows:
-            if not row.shared:
-                table.add_row(*_cells(row, indent="  "))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=header)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(Text(column.title), justify=column.justify, width=width, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(column.text(row), style=_STYLES[row.rung.status]) for column in columns))
     return table
 
 
-def _cells(row: Row, indent: str = "") -> list[Text]:
-    """The cells as Text, so that brackets in names are not read as markup."""
-    from rich.text import Text
-
-    rung, style = row.rung, _STYLES[row.rung.status]
-    status = f"{rung.status}: {rung.reason}" if rung.reason else rung.status
-    cells = [
-        indent + rung.name,
-        score_text(rung.score),
-        drop_text(rung.drop),
-        number(row.size_mb) + ratio_text(row.size_ratio),
-        latency_text(row),
-        memory_text(row),
-        status,
-    ]
-    return [Text(cell, style=style) for cell in cells]
-
-
 def verdict_lines(run: RunRecord) -> list[str]:
-    """Return what ships for each target with every limit, or the nearest miss; then the warnings. Plain text."""
-    lines: list[str] = []
+    """Return what was rolled back and why, what ships for each target with every limit, and the warnings. Plain text."""
+    lines = _rolled_back(run.rungs, None)
     for result in run.targets:
-        lines += _target_lines(result)
+        lines += _target_lines(run, result)
     return lines + [f"warning: {warning}" for warning in run.warnings]
 
 
-def _target_lines(result: TargetResult) -> list[str]:
-    state = outcome(result)
+def _rolled_back(rungs: Sequence[Rung], target: str | None) -> list[str]:
+    """One line for each rung of a target (None: those that all share) that did not hold."""
+    return [
+        f"  rolled back  {rung.name}: {rung.reason}"
+        for rung in rungs
+        if rung.target == target and rung.status == "rolled back"
+    ]
+
+
+def _target_lines(run: RunRecord, result: TargetResult) -> list[str]:
+    tried = _rolled_back(run.rungs, result.target)
     if result.shipped is None:
-        return [f"{result.target}: infeasible, nothing is packed; {result.nearest_miss or 'no rung holds every limit'}"]
-    head = {"holds": "every limit holds", "unproven": "no limit fails, some are unproven", "fails": "a limit fails"}
-    lines = [f"{result.target}: ships {result.shipped}; {head[state]}"]
-    for limit in result.verdict.limits if result.verdict is not None else ():
-        value, bound, bar = limit_figures(limit)
-        name = LIMIT_NAMES.get(limit.limit, limit.limit)
-        text = f"  {limit.state:<9} {name}: {value} (bound {bound}, allowed {bar})"
-        lines.append(text + (f"; {limit.reason}" if limit.reason else ""))
-    return lines
+        why = result.nearest_miss or "no rung holds every limit"
+        return [f"{result.target}: infeasible, nothing is packed; {why}", *tried]
+    head = f"{result.target}: ships {result.shipped}; {_HEADS[outcome(result)]}"
+    limits = result.verdict.limits if result.verdict is not None else ()
+    return [head, *tried, *map(_limit_line, limits)]
+
+
+def _limit_line(limit: LimitVerdict) -> str:
+    """Return e.g. "  holds     accuracy lost: 0.40 (bound 0.92, allowed 1)"; a figure that is not known is not shown."""
+    value, bound, bar = limit_figures(limit)
+    if limit.value is None:
+        figures = ""
+    elif limit.limit == "never_larger":
+        figures = f"{value} of {bar}"
+    elif limit.limit == "never_slower":
+        figures = f"{value} its time (bound {bound})"
+    else:
+        figures = f"{value} (bound {bound}, allowed {bar})"
+    said = "; ".join(filter(None, (figures, limit.reason))) or f"not known (allowed {bar})"
+    return f"  {limit.state:<9} {LIMIT_NAMES.get(limit.limit, limit.limit)}: {said}"
 
 
 def to_json(run: RunRecord) -> str:

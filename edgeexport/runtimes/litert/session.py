@@ -5,8 +5,12 @@ The rule: wrong feeds are refused before anything is invoked, and a damaged file
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,8 @@ _PROBE = (
     "import sys; from ai_edge_litert.interpreter import Interpreter as I; i = I(model_path=sys.argv[1]);"
     "i.allocate_tensors(); i.invoke()"
 )
+_STDERR = 2
+_quiet = threading.Lock()
 
 
 class LiteRTSession:
@@ -52,18 +58,39 @@ def interpreter(path: Path, *, threads: int = 1, keep_all: bool = False) -> Any:
         raise MissingExtra("ai-edge-litert", extra="litert", purpose="running .tflite files") from error
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        opened = Interpreter(
-            model_path=str(path),
-            num_threads=threads,
-            experimental_preserve_all_tensors=keep_all,
-            experimental_op_resolver_type=plain if keep_all else OpResolverType.AUTO,
-        )
-        opened.allocate_tensors()
+        with _without_chatter():
+            opened = Interpreter(
+                model_path=str(path),
+                num_threads=threads,
+                experimental_preserve_all_tensors=keep_all,
+                experimental_op_resolver_type=plain if keep_all else OpResolverType.AUTO,
+            )
+            opened.allocate_tensors()
     except ValueError as error:
         raise CorruptFile(f"{path}: LiteRT does not open it: {error}") from error
     except RuntimeError as error:
         raise ModelError(f"{path}: this LiteRT cannot run it: {error}") from error
     return opened
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep what LiteRT logs while it opens a file off the user's terminal; what goes wrong is raised, not logged.
+
+    Its logger has no switch that Python reaches, nor an environment variable (LiteRT issue 7420), so the process's
+    stderr itself is turned away for the moment, by one thread at a time.
+    """
+    with _quiet:
+        sys.stderr.flush()
+        kept = os.dup(_STDERR)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, _STDERR)
+            yield
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def describe(opened: Any, stored: Signature | None) -> Signature:
