@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     Job = dict[str, Any]
     Sample = dict[str, Any]
@@ -63,17 +62,18 @@ class Answer:
         with self.stream as stream:
             stream.write(json.dumps(content) + "\n")
 
-    def fail(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Be `sys.excepthook`: whatever goes wrong becomes a JSON error; Python then exits with 1."""
-        traceback.print_exception(kind, error, trace, file=sys.stderr)
-        named, message = error.args if isinstance(error, BenchError) else (self.stage, f"{kind.__name__}: {error}")
+    def fail(self, error: BaseException) -> None:
+        """Turn whatever went wrong into a JSON error. Python exits with 1 when `sys.excepthook` has returned."""
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        other = (self.stage, f"{type(error).__name__}: {error}")
+        named, message = error.args if isinstance(error, BenchError) else other
         self.write({"protocol": PROTOCOL, "error": {"kind": named, "message": message}})
 
 
 class OrtSession:
     """A model in onnxruntime, on the CPU. Options: attributes of SessionOptions, and `config_entries`."""
 
-    def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
+    def __init__(self, path: str, threads: int, *, options: dict[str, Any], module: str) -> None:
         ort = __import__(module)
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
@@ -110,7 +110,7 @@ class OrtSession:
 class TfliteSession:
     """A model in LiteRT, or in tflite-runtime, which has the same interpreter. Known by tensor and signature names."""
 
-    def __init__(self, path: str, threads: int, options: dict[str, Any], *, module: str) -> None:
+    def __init__(self, path: str, threads: int, *, options: dict[str, Any], module: str) -> None:
         interpreter = __import__(module, fromlist=["Interpreter"]).Interpreter
         self.interpreter = interpreter(**dict(options, model_path=path, num_threads=threads))
         self.interpreter.allocate_tensors()
@@ -164,7 +164,7 @@ def open_session(job: Job, answer: Answer) -> Any:
     version = runtime_version(runtime)
     before, method = peak_bytes()
     answer.stage, start, (module, kind) = "load", time.perf_counter_ns(), RUNTIMES[runtime]
-    session = kind(path, threads, dict(job.get("options") or {}), module=module)
+    session = kind(path, threads, options=dict(job.get("options") or {}), module=module)
     session.load_ms = (time.perf_counter_ns() - start) / 1e6
     session.memory = {"method": method, "before_load_bytes": before, "after_load_bytes": peak_bytes()[0]}
     answer.stage, session.samples = "run", samples
@@ -195,7 +195,7 @@ def read_arrays(files: dict[str, str]) -> Sample:
     return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
-def check_goldens(job: Job, session: Any, when: str) -> dict[str, Any]:
+def check_goldens(job: Job, session: Any, *, when: str) -> dict[str, Any]:
     """Compare outputs with the goldens. Wrong ones end the job: what comes of it would be no measurement."""
     goldens, worst = list(job.get("goldens") or [])[: len(session.samples)], 0.0
     for index, golden in enumerate(goldens):
@@ -203,14 +203,15 @@ def check_goldens(job: Job, session: Any, when: str) -> dict[str, Any]:
         session.call()
         outputs = session.outputs()
         for name, expected in read_arrays(golden["outputs"]).items():
-            reason, largest = compare(outputs.get(name), expected, float(golden.get("tolerance", {}).get(name, 0.0)))
+            allowed = float(golden.get("tolerance", {}).get(name, 0.0))
+            reason, largest = compare(outputs.get(name), expected, allowed=allowed)
             worst = max(worst, largest)
             if reason:
                 raise BenchError("wrong_outputs", f"{when}: output {name!r} of sample {index} {reason}")
     return {"checked": len(goldens), "max_abs": worst}
 
 
-def compare(actual: Any, expected: Any, allowed: float) -> tuple[str, float]:
+def compare(actual: Any, expected: Any, *, allowed: float) -> tuple[str, float]:
     """Return why two arrays differ by more than `allowed` (empty if they do not), and their largest difference."""
     import numpy as np
 
@@ -280,7 +281,7 @@ def time_model(job: Job, answer: Answer) -> dict[str, Any]:
     start = time.perf_counter_ns()
     session.call()
     first_ms = (time.perf_counter_ns() - start) / 1e6
-    golden = check_goldens(job, session, "before timing")
+    golden = check_goldens(job, session, when="before timing")
     warm = warm_up(session, job.get("warmup") or {})
     gc.collect()
     gc.disable()
@@ -288,7 +289,7 @@ def time_model(job: Job, answer: Answer) -> dict[str, Any]:
     iterations = timed_loop(session, job.get("timed") or {})
     timed = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     gc.enable()
-    golden = check_goldens(job, session, "after timing")
+    golden = check_goldens(job, session, when="after timing")
     return dict(
         session.facts, load_ms=session.load_ms, first_ms=first_ms, warmup=warm, timed=timed, iterations_ns=iterations,
         sentinel={"before_ns": sentinel_before, "after_ns": sentinel()}, goldens=golden,
@@ -319,7 +320,7 @@ def memory_use(job: Job, answer: Answer) -> dict[str, Any]:
     session = open_session(job, answer)
     done = warm_up(session, job.get("timed") or {})
     memory = dict(session.memory, peak_bytes=peak_bytes()[0], iterations=done["iterations"])
-    golden = check_goldens(job, session, "after the memory run")
+    golden = check_goldens(job, session, when="after the memory run")
     return dict(session.facts, memory=memory, goldens=golden, environment={"after": conditions()})
 
 
@@ -385,7 +386,7 @@ MODES: dict[str, Callable[[Job, Answer], dict[str, Any]]] = {
 def main(arguments: list[str]) -> None:
     """Read the job, pin the thread pools before numpy is loaded, do it, write the line."""
     answer = Answer()
-    sys.excepthook = answer.fail
+    sys.excepthook = lambda _, error, trace: answer.fail(error.with_traceback(trace))
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8") if arguments else sys.stdin.read())
     if not isinstance(job, dict) or job.get("mode") not in MODES:
         raise BenchError("job", f"not a job: an object whose `mode` is one of {', '.join(MODES)} is expected")

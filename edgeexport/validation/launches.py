@@ -123,7 +123,7 @@ def read_launch(answer: Mapping[str, Any]) -> Launch:
     return launch
 
 
-def examine(launches: Sequence[Launch], demand: Demand, drift: Drift) -> Findings:
+def examine(launches: Sequence[Launch], demand: Demand, *, drift: Drift) -> Findings:
     """Apply every rule to the launches of one measurement."""
     noise = [*_drifted(drift), *_spread(launches), *_trended(launches)]
     facts = [complaint for rule in RULES for complaint in rule(launches, demand)]

@@ -111,15 +111,15 @@ def measure(
     """
     plan = PLANS[mode]
     with tempfile.TemporaryDirectory(prefix="edgeexport-measure-") as folder:
-        turns = [_prepared(subject, Path(folder) / str(index), plan) for index, subject in enumerate(subjects)]
+        turns = [_prepared(subject, Path(folder) / str(index), plan=plan) for index, subject in enumerate(subjects)]
         facts = device.describe()
         drift, findings = _settled(turns, device, plan=plan, seed=seed, progress=progress)
         for turn in turns:
-            _take_memory(turn, device, plan)
+            _take_memory(turn, device, plan=plan)
     if keep is not None:
         _keep(keep, turns)
     measured = [
-        _measurement(turn, found, conditions=_conditions(turn, facts, mode), drift=drift, seed=seed)
+        _measurement(turn, found, conditions=_conditions(turn, facts, mode=mode), drift=drift, seed=seed)
         for turn, found in zip(turns, findings, strict=True)
     ]
     return measured, _comparisons(turns, measured, drift=drift, seed=seed)
@@ -129,7 +129,7 @@ def run_on_device(subject: Subject, *, device: Device, folder: Path) -> list[Fee
     """Return the outputs of every sample of a subject, as the device computes them. Raises DeviceError."""
     import numpy as np
 
-    turn = _prepared(subject, folder / "in", PLANS["smoke"])
+    turn = _prepared(subject, folder / "in", plan=PLANS["smoke"])
     job = {key: value for key, value in turn.job.items() if key not in {"goldens", "warmup", "timed"}}
     answer = device.run(
         {**job, "mode": "outputs"}, files=turn.files, timeout=START_SECONDS * 5, outputs_to=folder / "out"
@@ -150,7 +150,7 @@ def _settled(
             turn.launches.clear()
         order = _rounds(turns, device, plan=plan, seed=seed + attempt, progress=progress)
         drift = _drift(order)
-        findings = [_found(turn, plan, drift) for turn in turns]
+        findings = [_found(turn, plan, drift=drift) for turn in turns]
         noise = {reason for found in findings if found.noisy for reason in found.reasons}
         if not noise or attempt + 1 == plan.tries:
             break
@@ -170,14 +170,14 @@ def _rounds(turns: list[_Turn], device: Device, *, plan: Plan, seed: int, progre
     for number in range(plan.launches):
         progress(f"measure: round {number + 1} of {plan.launches}", number / plan.launches)
         if number and order:
-            _cool_down(device, order[0], plan)
+            _cool_down(device, order[0], plan=plan)
         for index in rng.permutation(len(turns)):
-            launch = _launch(turns[index], device, plan)
+            launch = _launch(turns[index], device, plan=plan)
             order.extend([launch] if launch else [])
     return order
 
 
-def _launch(turn: _Turn, device: Device, plan: Plan) -> Launch | None:
+def _launch(turn: _Turn, device: Device, *, plan: Plan) -> Launch | None:
     if turn.failure:
         return None
     timeout = START_SECONDS + 3 * plan.cap_seconds + plan.warmup_seconds
@@ -190,7 +190,7 @@ def _launch(turn: _Turn, device: Device, plan: Plan) -> Launch | None:
     return launch
 
 
-def _cool_down(device: Device, first: Launch, plan: Plan) -> None:
+def _cool_down(device: Device, first: Launch, *, plan: Plan) -> None:
     """Wait until the sentinel is as fast as it was at the start, within 2 %, but no longer than the plan says."""
     cold = min(first.sentinel.before_ns) * (1 + COOLED)
     for _ in range(int(plan.cooldown_seconds / COOLING_STEP_SECONDS)):
@@ -200,7 +200,7 @@ def _cool_down(device: Device, first: Launch, plan: Plan) -> None:
         time.sleep(COOLING_STEP_SECONDS)
 
 
-def _take_memory(turn: _Turn, device: Device, plan: Plan) -> None:
+def _take_memory(turn: _Turn, device: Device, *, plan: Plan) -> None:
     """Measure memory in a launch of its own: reading it must not disturb the clock, nor timing the peak."""
     if turn.failure:
         return
@@ -215,7 +215,7 @@ def _take_memory(turn: _Turn, device: Device, plan: Plan) -> None:
     turn.memory = Memory(int(found["peak_bytes"]), int(found["before_load_bytes"]), str(found["method"]))
 
 
-def _prepared(subject: Subject, folder: Path, plan: Plan) -> _Turn:
+def _prepared(subject: Subject, folder: Path, *, plan: Plan) -> _Turn:
     """Write a subject's samples and goldens as .npy files, and the job that names them."""
     files = {"model": subject.path}
     job = {
@@ -224,9 +224,12 @@ def _prepared(subject: Subject, folder: Path, plan: Plan) -> _Turn:
         "sha256": subject.digest,
         "threads": subject.threads,
         "options": dict(subject.options),
-        "inputs": [_written(feeds, folder, f"in{n}", files) for n, feeds in enumerate(subject.samples())],
+        "inputs": [_written(feeds, folder, prefix=f"in{n}", files=files) for n, feeds in enumerate(subject.samples())],
         "goldens": [
-            {"outputs": _written(outputs, folder, f"golden{n}", files), "tolerance": dict(subject.tolerance)}
+            {
+                "outputs": _written(outputs, folder, prefix=f"golden{n}", files=files),
+                "tolerance": dict(subject.tolerance),
+            }
             for n, outputs in enumerate(subject.goldens)
         ],
         "warmup": {"iterations": plan.warmup_iterations, "seconds": plan.warmup_seconds},
@@ -239,7 +242,7 @@ def _prepared(subject: Subject, folder: Path, plan: Plan) -> _Turn:
     return _Turn(subject, job, files)
 
 
-def _written(arrays: Feeds, folder: Path, prefix: str, files: dict[str, Path]) -> dict[str, str]:
+def _written(arrays: Feeds, folder: Path, *, prefix: str, files: dict[str, Path]) -> dict[str, str]:
     """Write arrays as .npy files, enter them into `files`, and return name -> `file:...` for a job."""
     import numpy as np
 
@@ -265,16 +268,16 @@ def _drift(order: Sequence[Launch]) -> statistics.Drift:
     return statistics.sentinel_drift(before, after)
 
 
-def _found(turn: _Turn, plan: Plan, drift: statistics.Drift) -> Findings:
+def _found(turn: _Turn, plan: Plan, *, drift: statistics.Drift) -> Findings:
     if turn.failure:
         return Findings((turn.failure,), (), noisy=False)
     demand = Demand(plan.timed_iterations, plan.timed_seconds, turn.subject.threads)
-    found = examine(turn.launches, demand, drift)
+    found = examine(turn.launches, demand, drift=drift)
     unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
     return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)
 
 
-def _conditions(turn: _Turn, facts: DeviceFacts, mode: Mode) -> Conditions:
+def _conditions(turn: _Turn, facts: DeviceFacts, *, mode: Mode) -> Conditions:
     return Conditions(
         device=facts.device,
         arch=facts.arch,

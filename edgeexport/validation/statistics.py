@@ -47,7 +47,7 @@ def median_interval(launches: Sequence[Floats], *, seed: int, draws: int = DRAWS
     if len(launches) < LEAST_LAUNCHES:
         return Interval(float(np.median(medians)))
     rng = np.random.default_rng(seed)
-    drawn = np.median(_drawn_medians(launches, _drawn_launches(len(launches), draws, rng), rng), axis=1)
+    drawn = np.median(_drawn_medians(launches, _drawn_launches(len(launches), draws, rng=rng), rng=rng), axis=1)
     return _widened(medians, drawn)
 
 
@@ -67,8 +67,8 @@ def paired_ratio(
     if len(ratios) < LEAST_LAUNCHES:
         return Interval(float(np.median(ratios)))
     rng = np.random.default_rng(seed)
-    chosen = _drawn_launches(len(ratios), draws, rng)
-    drawn = _drawn_medians(candidate, chosen, rng) / _drawn_medians(baseline, chosen, rng)
+    chosen = _drawn_launches(len(ratios), draws, rng=rng)
+    drawn = _drawn_medians(candidate, chosen, rng=rng) / _drawn_medians(baseline, chosen, rng=rng)
     return _widened(ratios, np.median(drawn, axis=1))
 
 
@@ -190,12 +190,12 @@ def _widened(values: Floats, drawn: Floats) -> Interval:
     return Interval(found.value, min(found.low, low), max(found.high, high))
 
 
-def _drawn_launches(count: int, draws: int, rng: Any) -> NDArray[Any]:
+def _drawn_launches(count: int, draws: int, *, rng: Any) -> NDArray[Any]:
     chosen: NDArray[Any] = rng.integers(0, count, size=(draws, count))
     return chosen
 
 
-def _drawn_medians(launches: Sequence[Floats], chosen: NDArray[Any], rng: Any) -> Floats:
+def _drawn_medians(launches: Sequence[Floats], chosen: NDArray[Any], *, rng: Any) -> Floats:
     """The median of a fresh resample of each chosen launch's iterations, in the shape of `chosen`.
 
     Nothing is resampled one by one: the k-th smallest of n uniform draws has the Beta(k, n + 1 - k) distribution, so

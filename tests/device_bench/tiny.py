@@ -31,7 +31,7 @@ def dense_model(path: Path, layers: int = 2, *, width: int = WIDTH) -> Path:
         nodes.append(helper.make_node("MatMul", [current, f"w{index}"], [f"m{index}"]))
         nodes.append(helper.make_node("Relu", [f"m{index}"], [following]))
         current = following
-    shape = ["batch", width]
+    shape: list[str | int | None] = ["batch", width]
     graph = helper.make_graph(
         nodes,
         "dense",

@@ -35,7 +35,7 @@ def answer(median_ns: int = 1_000_000, **changes: Any) -> dict[str, Any]:
 
 
 def _examined(*answers: dict[str, Any], drift: Drift = CALM) -> Findings:
-    return examine([read_launch(each) for each in answers], DEMAND, drift)
+    return examine([read_launch(each) for each in answers], DEMAND, drift=drift)
 
 
 def _moment(**changes: Any) -> dict[str, Any]:

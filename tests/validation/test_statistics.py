@@ -51,7 +51,7 @@ def test_an_interval_is_the_same_for_the_same_seed() -> None:
 def test_drawn_medians_are_distributed_as_medians_of_resamples(size: int) -> None:
     values = RNG(3).exponential(size=size)
     chosen = np.zeros((20_000, 1), int)
-    drawn = st._drawn_medians([values], chosen, RNG(4))[:, 0]
+    drawn = st._drawn_medians([values], chosen, rng=RNG(4))[:, 0]
     honest = np.median(RNG(5).choice(values, size=(20_000, size)), axis=1)
     quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
     np.testing.assert_allclose(np.quantile(drawn, quantiles), np.quantile(honest, quantiles), rtol=0.02)
@@ -79,13 +79,13 @@ def test_a_planted_tenth_is_found(level: float, verdict: str) -> None:
         )
         for k in range(100)
     ]
-    assert found.count(verdict) >= 98
+    assert sum(each == verdict for each in found) >= 98
 
 
 def test_what_slows_down_a_whole_round_cancels() -> None:
     rounds = np.array([1.0, 1.5, 0.7, 2.0, 1.1, 0.9])
     ratio = st.paired_ratio([np.full(64, 0.8 * r) for r in rounds], [np.full(64, r) for r in rounds], seed=0)
-    assert ratio == Interval(pytest.approx(0.8), pytest.approx(0.8), pytest.approx(0.8))
+    assert [ratio.value, ratio.low, ratio.high] == pytest.approx([0.8, 0.8, 0.8])
 
 
 def test_rounds_that_do_not_pair_are_refused() -> None:

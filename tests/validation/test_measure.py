@@ -1,0 +1,227 @@
+"""Measuring real tiny models in real processes, and scripted devices for what real ones do seldom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeexport import devices
+from edgeexport.errors import DataError, DeviceError
+from edgeexport.records.base import file_digest
+from edgeexport.records.device import DeviceFacts
+from edgeexport.validation import statistics
+from edgeexport.validation.launches import Launch
+from edgeexport.validation.measure import PLANS, Plan, Subject, measure, run_on_device
+from tests.device_bench.tiny import dense_model, sample
+from tests.needs import need
+from tests.validation.test_launches import answer
+
+FACTS = DeviceFacts(
+    device="scripted", arch="x86_64", cpu="c", features=(), cores=1, os="linux", kernel="k", python="3.11"
+)
+MEMORY = {"memory": {"peak_bytes": 2000, "before_load_bytes": 1000, "method": "VmHWM"}}
+
+
+class Scripted:
+    """A device whose launches take what a function says: model digest and number of the launch -> changes."""
+
+    name = "scripted"
+
+    def __init__(self, script: Any) -> None:
+        self.script = script
+        self.started: list[tuple[str, str]] = []
+
+    def describe(self, *_: Any, **__: Any) -> DeviceFacts:
+        return FACTS
+
+    def can_judge(self, *_: Any, **__: Any) -> tuple[bool, str]:
+        return True, ""
+
+    def run(self, job: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        digest, mode = str(job.get("sha256", "")), str(job["mode"])
+        self.started.append((mode, digest))
+        if mode == "memory":
+            return MEMORY
+        number = sum(each == ("time", digest) for each in self.started)
+        changes = self.script(digest, number)
+        return answer(**{"model_digest": digest, "timed": {"seconds": 0.3, "cpu_seconds": 0.3}, **changes})
+
+
+def _subject(label: str) -> Subject:
+    return Subject(label, Path(label), f"sha256:{label}", "ort", sample())
+
+
+def _times(level: float, number: int) -> dict[str, Any]:
+    middle = int(1_000_000 * level * (1 + 0.003 * (number % 3)))
+    return {"iterations_ns": [middle - 500, middle, middle + 500] * 40}
+
+
+def _real(label: str, path: Path, **more: Any) -> Subject:
+    return Subject(label, path, file_digest(path), "ort", sample(8, width=128), **more)
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    need("ort")
+    return dense_model(tmp_path / "short.onnx", 2, width=128)
+
+
+def _golden(path: Path) -> dict[str, Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return {"y": np.asarray(session.run(None, sample(8, width=128))[0])}
+
+
+def test_a_smoke_run_measures_latency_and_memory_and_claims_nothing(short: Path, tmp_path: Path) -> None:
+    local = devices.get("local")
+    keep = tmp_path / "raw"
+    measured, compared = measure([_real("a", short), _real("b", short)], device=local, mode="smoke", keep=keep)
+    assert [each.label for each in measured] == ["a", "b"]
+    for each in measured:
+        assert each.valid, each.reasons
+        assert each.latency is not None
+        assert each.memory is not None
+        assert each.latency.median_ms.low is None
+        assert each.memory.peak_bytes > each.memory.before_load_bytes > 0
+        assert each.conditions.runtime_version
+        assert each.conditions.bench_digest.startswith("sha256:")
+    assert [each.claim for each in compared] == ["no difference shown"]
+    assert len(msgspec.json.decode((keep / "0.json").read_bytes())[0]["iterations_ns"]) >= 10
+
+
+def test_a_planted_slow_down_is_seen(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The raw launches are compared: on a busy machine the measurement itself may rightly be invalid.
+    monkeypatch.setitem(PLANS, "quick", Plan(6, 5, 0.0, 64, 0.0, cap_seconds=30, tries=1, cooldown_seconds=0))
+    longer = dense_model(tmp_path / "longer.onnx", 10, width=128)
+    measure([_real("a", short), _real("b", longer)], device=devices.get("local"), keep=tmp_path)
+    raw = [msgspec.json.decode((tmp_path / f"{index}.json").read_bytes(), type=list[Launch]) for index in range(2)]
+    base, slow = ([launch.times_ms for launch in launches] for launches in raw)
+    ratio = statistics.paired_ratio(slow, base, seed=0)
+    assert statistics.claim(ratio, drift=0.0) == "slower"
+    assert ratio.value > 1.5
+
+
+def test_right_goldens_are_checked_on_the_device(short: Path) -> None:
+    subject = _real("a", short, goldens=[_golden(short)], tolerance={"y": 1e-4})
+    measured, _ = measure([subject], device=devices.get("local"), mode="smoke")
+    assert measured[0].valid, measured[0].reasons
+    assert not [text for text in measured[0].warnings if "goldens" in text]
+
+
+def test_wrong_goldens_make_it_invalid_and_leave_no_number(short: Path) -> None:
+    wrong = {"y": _golden(short)["y"] + 1}
+    subjects = [_real("right", short), _real("wrong", short, goldens=[wrong], tolerance={"y": 0.1})]
+    measured, compared = measure(subjects, device=devices.get("local"), mode="smoke")
+    assert measured[0].valid
+    assert not measured[1].valid
+    assert "differs by 1, allowed 0.1" in measured[1].reasons[0]
+    assert (measured[1].latency, measured[1].memory, compared) == (None, None, [])
+
+
+def test_a_file_that_changed_makes_it_invalid(short: Path) -> None:
+    subject = _real("a", short)
+    short.write_bytes(short.read_bytes() + b"\x00")
+    measured, _ = measure([subject], device=devices.get("local"), mode="smoke")
+    assert not measured[0].valid
+    assert "not the model asked for" in measured[0].reasons[0]
+
+
+def test_a_device_returns_the_outputs_of_every_sample(short: Path, tmp_path: Path) -> None:
+    found = run_on_device(_real("a", short), device=devices.get("local"), folder=tmp_path / "outputs")
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0]["y"], _golden(short)["y"], atol=1e-5)
+
+
+def test_a_subject_without_samples_is_refused() -> None:
+    with pytest.raises(DataError, match="no sample"):
+        measure([Subject("a", Path("a"), "", "ort", [])], device=Scripted(None))
+
+
+def test_every_round_has_all_subjects_in_an_order_that_the_seed_decides() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        device = Scripted(lambda _, number: _times(1.0, number))
+        measure([_subject("a"), _subject("b"), _subject("c")], device=device, seed=seed)
+        timed = [digest for mode, digest in device.started if mode == "time"]
+        assert len(timed) == 3 * PLANS["quick"].launches
+        assert all(len(set(timed[start : start + 3])) == 3 for start in range(0, len(timed), 3))
+        orders.append(timed)
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_a_faster_candidate_is_called_faster_with_its_interval() -> None:
+    device = Scripted(lambda digest, number: _times(0.5 if digest.endswith("b") else 1.0, number))
+    measured, compared = measure([_subject("a"), _subject("b")], device=device)
+    assert all(each.valid for each in measured)
+    assert compared[0].claim == "faster"
+    assert (compared[0].baseline, compared[0].candidate) == ("sha256:a", "sha256:b")
+    assert compared[0].ratio.value == pytest.approx(0.5, rel=0.01)
+
+
+def test_noise_is_met_by_measuring_again_and_the_record_says_so() -> None:
+    def script(digest: str, number: int) -> dict[str, Any]:
+        return _times(1.0 if number > 6 else 1 + 0.5 * (number % 3), number)
+
+    device = Scripted(script)
+    measured, _ = measure([_subject("a")], device=device)
+    assert measured[0].valid, measured[0].reasons
+    assert len([mode for mode, _ in device.started if mode == "time"]) == 12
+    assert "measured 2 times" in measured[0].warnings[-1]
+
+
+def test_noise_that_stays_makes_it_invalid_after_a_bounded_number_of_tries() -> None:
+    device = Scripted(lambda _, number: _times(1 + 0.5 * (number % 3), number))
+    measured, _ = measure([_subject("a")], device=device)
+    assert not measured[0].valid
+    assert measured[0].latency is None
+    assert len([mode for mode, _ in device.started if mode == "time"]) == 6 * PLANS["quick"].tries
+
+
+def test_what_is_wrong_and_not_noise_is_not_tried_again() -> None:
+    device = Scripted(lambda _, number: {**_times(1.0, number), "bench_digest": f"sha256:{number}"})
+    measured, _ = measure([_subject("a")], device=device)
+    assert not measured[0].valid
+    assert len([mode for mode, _ in device.started if mode == "time"]) == 6
+
+
+def test_a_launch_that_is_lost_ends_that_subject_only() -> None:
+    def script(digest: str, number: int) -> dict[str, Any]:
+        if digest.endswith("b") and number == 3:
+            raise DeviceError("the cable was pulled")
+        return _times(1.0, number)
+
+    device = Scripted(script)
+    measured, compared = measure([_subject("a"), _subject("b"), _subject("c")], device=device)
+    assert [each.valid for each in measured] == [True, False, True]
+    assert "the cable was pulled" in measured[1].reasons[0]
+    assert len(compared) == 1
+    assert ("memory", "sha256:b") not in device.started
+
+
+def test_official_runs_wait_until_the_sentinel_has_cooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    heat = iter([[15], [12], [10]])
+
+    class Hot(Scripted):
+        def run(self, job: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+            if job["mode"] == "sentinel":
+                return {"sentinel": {"before_ns": next(heat, [10])}}
+            return super().run(job, **more)
+
+    long_enough = {"timed": {"seconds": 7.0, "cpu_seconds": 7.0}}
+    measured, _ = measure(
+        [_subject("a")],
+        device=Hot(lambda _, number: {**_times(1.0, number), **long_enough, "iterations_ns": [10**6] * 128}),
+        mode="official",
+    )
+    assert measured[0].valid, measured[0].reasons
+    assert len(naps) == 2
