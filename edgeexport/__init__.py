@@ -10,14 +10,34 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_RECORDS = "edgeexport.records"
+_VERBS = "edgeexport.verbs"
 _PUBLIC = {
-    "Recipe": "edgeexport.records.recipe",
-    "Target": "edgeexport.records.target",
-    "load_recipe": "edgeexport.records.recipe",
-    "load_target": "edgeexport.records.target",
+    "Recipe": f"{_RECORDS}.recipe",
+    "ModelSpec": f"{_RECORDS}.recipe",
+    "DataSpec": f"{_RECORDS}.recipe",
+    "Preprocess": f"{_RECORDS}.recipe",
+    "Limits": f"{_RECORDS}.recipe",
+    "Training": f"{_RECORDS}.recipe",
+    "Train": f"{_RECORDS}.recipe",
+    "Distill": f"{_RECORDS}.recipe",
+    "Prune": f"{_RECORDS}.recipe",
+    "Quantize": f"{_RECORDS}.recipe",
+    "Target": f"{_RECORDS}.target",
+    "load_recipe": f"{_RECORDS}.recipe",
+    "load_target": f"{_RECORDS}.target",
     "run": "edgeexport.pipeline",
+    "distill": _VERBS,
+    "prune": _VERBS,
+    "export": _VERBS,
+    "calibrate": _VERBS,
+    "quantize": _VERBS,
+    "convert": _VERBS,
+    "compare": _VERBS,
+    "measure": _VERBS,
     "pack": "edgeexport.bundles.pack",
     "verify": "edgeexport.bundles.verify",
+    "TrainingData": "edgeexport.training",
 }
 
 

@@ -1,0 +1,223 @@
+"""The verbs for one step each, on live objects and paths: what `run` does on the way, without the road around it.
+
+The rule: nothing is cached, gated or judged here; every function does one thing and returns the record of it. Feeds are
+`{input name: array}` with the batch axis first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeexport.progress import Progress, silent
+from edgeexport.records.base import file_digest
+from edgeexport.records.export import ExportRecord
+from edgeexport.records.measurement import Comparison, Measurement
+from edgeexport.records.parity import Parity
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.pruning import PruningPlan
+from edgeexport.records.ranges import Ranges
+from edgeexport.records.recipe import Distill, ModelSpec, Prune
+from edgeexport.records.target import Target, Tolerance, load_target
+from edgeexport.records.training import TrainingRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeexport.runtimes.protocol import Converted, Feeds
+    from edgeexport.training import TrainingData
+
+SUFFIX_RUNTIMES = {".onnx": "ort", ".ort": "ort", ".tflite": "litert"}
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    data: TrainingData,
+    step: Distill | None = None,
+    progress: Progress = silent,
+) -> TrainingRecord:
+    """Train `student` in place on the outputs of `teacher` (Hinton et al. 2015), and on labels where there are any."""
+    from edgeexport.compression.distill import distill as run_distill
+
+    return run_distill(student, teacher, data=data, step=step or Distill(), progress=progress)
+
+
+def prune(
+    module: nn.Module, inputs: Mapping[str, tuple[int, ...]], *, step: Prune | None = None
+) -> tuple[nn.Module, PruningPlan]:
+    """Return a pruned copy of a network, not retrained, and the plan that made it.
+
+    inputs: name -> shape, batch first. Raises ModelError when the goal cannot be reached safely.
+    """
+    import copy
+
+    from edgeexport.compression.prune import apply_pruning, plan_pruning
+    from edgeexport.compression.source import example_feeds
+
+    example = example_feeds(inputs)
+    plan = plan_pruning(module, example, step=step or Prune())
+    return apply_pruning(copy.deepcopy(module), plan, example=example), plan
+
+
+def export(
+    module: nn.Module,
+    inputs: Mapping[str, tuple[int, ...]],
+    *,
+    out: Path | str,
+    samples: Sequence[Feeds] = (),
+    outputs: Sequence[str] = (),
+) -> ExportRecord:
+    """Write a network as a cleaned .onnx file with a free batch, checked against it by its numbers.
+
+    inputs: name -> shape, batch first. samples: real feeds of batch 1 to check with; seeded noise when there are none.
+    """
+    from edgeexport import graph, onnx_export
+    from edgeexport.compression.source import example_feeds
+
+    spec = ModelSpec(factory=module, inputs=dict(inputs), outputs=tuple(outputs))
+    feeds = list(samples) or [example_feeds(inputs)]
+    path = Path(out)
+    record = onnx_export.export_module(module, spec, path=path, samples=feeds, tolerance=Tolerance().float_error)
+    cleaned, _ = onnx_export.clean(graph.load(path))
+    graph.save(cleaned, path)
+    return record
+
+
+def calibrate(
+    model: Path | str, samples: Iterable[Feeds], *, method: str = "minmax", progress: Progress = silent
+) -> Ranges:
+    """Collect the ranges of an fp32 .onnx file's tensors over samples: "minmax", "percentile", "entropy" or "mse"."""
+    from edgeexport import quantization
+
+    feeds = list(samples)
+    digest = _digest_of(feeds)
+    return quantization.calibrate(Path(model), feeds, method=method, samples_digest=digest, progress=progress)
+
+
+def quantize(
+    model: Path | str,
+    ranges: Ranges,
+    *,
+    target: Target | str,
+    out: Path | str,
+    keep_float: Mapping[str, str] | None = None,
+) -> QuantizationPlan:
+    """Write the int8 QDQ form of an fp32 .onnx file in a target's number format; return the plan that it follows."""
+    from edgeexport import quantization
+
+    numbers = _target(target).numbers()
+    plan = quantization.plan_quantization(Path(model), ranges, numbers=numbers, keep_float=keep_float)
+    quantization.quantize(Path(model), plan, out=Path(out))
+    return plan
+
+
+def convert(
+    model: Path | str,
+    *,
+    target: Target | str,
+    out: Path | str,
+    samples: Sequence[Feeds],
+    ranges: Ranges | None = None,
+    progress: Progress = silent,
+) -> Converted:
+    """Write the file that runs on a target from an fp32 .onnx file: int8 when `ranges` are given, else fp32."""
+    import tempfile
+
+    from edgeexport import runtimes
+    from edgeexport.runtimes.protocol import Conversion
+
+    place = _target(target)
+    with tempfile.TemporaryDirectory(prefix="edgeexport-") as folder:
+        quantized = Path(folder) / "int8.onnx" if ranges is not None else None
+        plan = quantize(model, ranges, target=place, out=quantized) if ranges is not None and quantized else None
+        job = Conversion(Path(model), quantized, ranges, plan, lambda: iter(samples), place)
+        return runtimes.get(place.runtime).convert(job, Path(out), progress=progress)
+
+
+def compare(
+    reference: Path | str,
+    candidate: Path | str,
+    *,
+    samples: Sequence[Feeds],
+    float_error: float | None = None,
+    sqnr_db: float | None = None,
+) -> Parity:
+    """Compare two model files of any runtime on the same feeds, given in the reference's own signature.
+
+    Without a tolerance of its own, the comparison holds up to the house's float error.
+    """
+    from edgeexport import runtimes
+    from edgeexport.runtimes.protocol import adapt_feeds, adapt_outputs
+    from edgeexport.validation.compare import compare_sessions
+
+    left, right = (runtimes.get(_runtime(path)).open(Path(path)) for path in (reference, candidate))
+
+    def run_candidate(feeds: Feeds) -> dict[str, Any]:
+        own = right.run(adapt_feeds(feeds, left.signature, to=right.signature))
+        return adapt_outputs(own, right.signature, to=left.signature)
+
+    if float_error is None and sqnr_db is None:
+        float_error = Tolerance().float_error
+    digests = (file_digest(Path(reference)), file_digest(Path(candidate)))
+    return compare_sessions(
+        left.run, run_candidate, samples=samples, artifacts=digests, float_error=float_error, sqnr_db=sqnr_db
+    )
+
+
+def measure(
+    models: Sequence[Path | str],
+    *,
+    samples: Sequence[Feeds],
+    device: str = "local",
+    threads: int = 1,
+    mode: Literal["smoke", "quick", "official"] = "quick",
+    progress: Progress = silent,
+) -> tuple[list[Measurement], list[Comparison]]:
+    """Measure model files interleaved on a device; return each one's figures and each later one beside the first.
+
+    samples: feeds in the first file's signature. A measurement that is not valid says why and has no number.
+    """
+    from edgeexport import devices, runtimes
+    from edgeexport.runtimes.protocol import adapt_feeds
+    from edgeexport.validation import measure as measuring
+
+    sessions = [runtimes.get(_runtime(path)).open(Path(path)) for path in models]
+    subjects = [
+        measuring.Subject(
+            label=Path(path).name,
+            path=Path(path),
+            digest=file_digest(Path(path)),
+            runtime=_runtime(path),
+            inputs=[adapt_feeds(feeds, sessions[0].signature, to=session.signature) for feeds in samples],
+            threads=threads,
+        )
+        for path, session in zip(models, sessions, strict=True)
+    ]
+    return measuring.measure(subjects, device=devices.get(device), mode=mode, progress=progress)
+
+
+def _target(target: Target | str) -> Target:
+    return load_target(target) if isinstance(target, str) else target
+
+
+def _runtime(path: Path | str) -> str:
+    from edgeexport.errors import RequestError
+
+    suffix = Path(path).suffix
+    if suffix not in SUFFIX_RUNTIMES:
+        known = ", ".join(SUFFIX_RUNTIMES)
+        raise RequestError(f"{path}: no runtime opens a {suffix or 'nameless'} file", next_step=f"known: {known}")
+    return SUFFIX_RUNTIMES[suffix]
+
+
+def _digest_of(feeds: Sequence[Feeds]) -> str:
+    """The digest of the samples that a calibration saw: names, types, shapes and bytes, in order."""
+    taken = hashlib.sha256()
+    for sample in feeds:
+        for name, array in sorted(sample.items()):
+            taken.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return f"sha256:{taken.hexdigest()}"
