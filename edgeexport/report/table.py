@@ -71,7 +71,15 @@ def ladder_table(run: RunRecord, width: int = WIDTH) -> Group:
             parts.append(Text(f"\n{title}", style="bold"))
         if part or not title:
             parts.append(_section(part, columns, widths=widths, header=not title))
-    return Group(*parts)
+    return Group(*parts, Text(_which_samples(run), style="dim"))
+
+
+def _which_samples(run: RunRecord) -> str:
+    """Say on which samples the table's scores are, and on which the verdicts."""
+    selection, evaluation = (run.splits.get(name) for name in ("selection", "evaluation"))
+    if selection is None or evaluation is None:
+        return ""
+    return f"\nscores above: {selection} selection samples; verdicts below: {evaluation} others, kept for them"
 
 
 def _title(ladder: Ladder) -> str:
@@ -130,7 +138,7 @@ def _section(rows: Sequence[Row], columns: Sequence[_Column], *, widths: Sequenc
 
 
 def verdict_lines(run: RunRecord) -> list[str]:
-    """Return what was rolled back and why, what ships for each target with every limit, and the warnings. Plain text."""
+    """Return as plain text what was rolled back and why, what ships for each target with every limit, and warnings."""
     lines = _rolled_back(run.rungs, None)
     for result in run.targets:
         lines += _target_lines(run, result)
@@ -157,7 +165,7 @@ def _target_lines(run: RunRecord, result: TargetResult) -> list[str]:
 
 
 def _limit_line(limit: LimitVerdict) -> str:
-    """Return e.g. "  holds     accuracy lost: 0.40 (bound 0.92, allowed 1)"; a figure that is not known is not shown."""
+    """Return e.g. "  holds     accuracy lost: 0.40 (bound 0.92, allowed 1)"; an unknown figure is left out."""
     value, bound, bar = limit_figures(limit)
     if limit.value is None:
         figures = ""
