@@ -5,13 +5,14 @@ The rule: user code is read as text, not imported. A live object has no file beh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeexport.data.arrays import joint_digest, sample_digest
+from edgeexport.data.arrays import sample_digest
 from edgeexport.data.preprocess import resolve_preprocess
-from edgeexport.data.sources import named_set, open_samples, read_raw
+from edgeexport.data.sources import Samples, named_set, open_samples, read_raw
 from edgeexport.data.usercode import is_reference, source_files
 from edgeexport.errors import DataError
 from edgeexport.records.recipe import Recipe
@@ -45,8 +46,7 @@ def code_identity(reference: str, recipe: Recipe, *, digest: Callable[[Path], st
 def _identity(reference: Any, recipe: Recipe, *, digest: Callable[[Path], str]) -> dict[str, Any]:
     if not isinstance(reference, str | Path):
         samples = open_samples(reference, recipe, labelled=False)
-        taken = [sample_digest(read_raw(samples, index)[0]) for index in range(len(samples))]
-        return {"live": type(reference).__qualname__, "samples": joint_digest(taken)}
+        return {"live": type(reference).__qualname__, **_live(samples)}
     text = str(reference)
     if is_reference(text):
         return code_identity(text, recipe, digest=digest)
@@ -55,6 +55,25 @@ def _identity(reference: Any, recipe: Recipe, *, digest: Callable[[Path], str]) 
         return {"set": named[0]}
     path = recipe.resolve(text)
     return _folder(path) if path.is_dir() else {"file": digest(existing(path))}
+
+
+def _live(samples: Samples) -> dict[str, str]:
+    """Inputs and targets: new labels on the same pictures are other data."""
+    inputs, targets = hashlib.sha256(), hashlib.sha256()
+    for index in range(len(samples)):
+        arrays, target = read_raw(samples, index)
+        inputs.update(sample_digest(arrays).encode())
+        targets.update(f"{_plain(target)!r}\n".encode())
+    return {"samples": inputs.hexdigest(), "targets": targets.hexdigest()}
+
+
+def _plain(target: Any) -> Any:
+    """Return a target whose repr shows every value: that of a long array or tensor leaves out the middle."""
+    if isinstance(target, Mapping):
+        return {key: _plain(value) for key, value in target.items()}
+    if isinstance(target, list | tuple):
+        return [_plain(value) for value in target]
+    return target.tolist() if hasattr(target, "tolist") else target
 
 
 def existing(path: Path) -> Path:

@@ -77,6 +77,21 @@ def test_live_samples_are_known_by_content(recipe: MakeRecipe) -> None:
     assert key(recipe(pool=rows)) != key(recipe(pool=rows[::-1]))
 
 
+@pytest.mark.parametrize("other", [2, "cat", [1, 2], {"boxes": np.eye(2)}, np.float32(2), None], ids=repr)
+def test_live_samples_are_known_by_their_targets_too(recipe: MakeRecipe, other: object) -> None:
+    first, second = np.zeros(2), np.ones(2)
+    before, relabelled = [(first, 0), (second, 1)], [(first, 0), (second, other)]
+    assert key(recipe(pool=relabelled)) == key(recipe(pool=list(relabelled)))
+    assert key(recipe(pool=before)) != key(recipe(pool=relabelled))
+
+
+def test_one_changed_value_in_a_long_target_counts(recipe: MakeRecipe) -> None:
+    mask, other = np.zeros((2, 5000))
+    other[2500] = 1
+    assert repr(mask) == repr(other)
+    assert key(recipe(pool=[(np.zeros(2), mask)])) != key(recipe(pool=[(np.zeros(2), other)]))
+
+
 @pytest.mark.parametrize("fields", [{"pool": "no.zip"}, {"pool": "digits", "files": ("no.csv",)}])
 def test_missing_files_are_named(recipe: MakeRecipe, fields: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"no\.(zip|csv): no such file"):
