@@ -251,7 +251,7 @@ def _onnxruntime(purpose: str) -> Any:
     try:
         return importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", extra="export", purpose=purpose) from error
+        raise MissingExtra("onnxruntime", extra="ort", purpose=purpose) from error
 
 
 def _session_options(ort: Any, options: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx
 import pytest
 
 from edgeexport import graph
-from edgeexport.errors import CorruptFile, DataError, ModelError
+from edgeexport.errors import CorruptFile, DataError, MissingExtra, ModelError
 from edgeexport.quantization import calibrate, plan_quantization, quantize
 from edgeexport.records.target import NumberFormat, Target
 from edgeexport.runtimes import get
@@ -227,3 +228,10 @@ def test_a_kernel_that_fails_is_a_model_error(tmp_path: Path) -> None:
 def test_unknown_session_options_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown"):
         get("ort").open(small_resnet(tmp_path / "net.onnx"), options=options)
+
+
+def test_a_missing_onnxruntime_is_named_with_the_smallest_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match="onnxruntime") as caught:
+        open_session(b"")
+    assert caught.value.extra == "ort"

@@ -120,7 +120,7 @@ def _onnx_runner(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtra("onnxruntime", extra="litert", purpose="pairing with the ONNX model") from error
+        raise MissingExtra("onnxruntime", extra="ort", purpose="pairing with the ONNX model") from error
     from edgeexport import graph
 
     model = graph.load(path)
