@@ -1,6 +1,6 @@
 """The command line: each verb reads its arguments, calls one function, and hands the record to `report`.
 
-The rule: results go to stdout, talk and progress to stderr. This module is the one place where an exception becomes a
+The rule: results go to stdout, talk and progress (and whatever user code prints) to stderr. This module is the one place where an exception becomes a
 message and an exit code; nothing here knows how the work is done. Nothing heavy is imported before a verb needs it.
 """
 
@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,7 +58,7 @@ def demo(out: Path, as_json: bool) -> None:
     from edgeexport.demo import run_demo
     from edgeexport.terminal import Display
 
-    with Display() as display:
+    with Display() as display, redirect_stdout(sys.stderr):
         record = run_demo(out, progress=display)
     _finish(record, out, as_json=as_json)
 
@@ -78,7 +79,7 @@ def run(recipe: Path, out: Path, *, require_proof: bool, as_json: bool, **choice
     from edgeexport.records.recipe import load_recipe
     from edgeexport.terminal import Display
 
-    with Display() as display:
+    with Display() as display, redirect_stdout(sys.stderr):
         record = run_pipeline(load_recipe(recipe), out=out, progress=display, **choices)
     _finish(record, out, as_json=as_json, require_proof=require_proof)
 

@@ -89,9 +89,16 @@ def _judged_on(
         drop=Drop(0.0, 0.0, 0.0, 0.0, "identical", scores.score.samples) if same else scores.drop,
         measurement=times.candidate,
         comparison=_itself(ours.digest) if same else times.comparison,
-        unmeasured=times.reason or "it was not measured",
+        unmeasured=_unmeasured(times),
     )
     return limits(evidence, target, recipe=road.recipe.limits), scores
+
+
+def _unmeasured(times: Timed) -> str:
+    """Say why there is no latency of the candidate, or none to compare it with."""
+    if times.reason or times.source is None:
+        return times.reason or "it was not measured"
+    return "the fp32 source's measurement is invalid: " + "; ".join(times.source.reasons)
 
 
 def _itself(digest: str) -> Comparison:

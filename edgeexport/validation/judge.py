@@ -321,7 +321,7 @@ def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
         return LimitVerdict("never_slower", 1.0, 1.0, 1.0, "holds")
     reason = _not_judged(target, evidence)
     if reason or comparison is None:
-        return _unproven("never_slower", reason or "it was not compared with the fp32 source", bar=1.0)
+        return _unproven("never_slower", reason or evidence.unmeasured, bar=1.0)
     ratio = comparison.ratio
     state: State = "unproven"
     if comparison.claim == "slower":
