@@ -120,7 +120,7 @@ def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
 
 def _print_line(screen: Console, line: str) -> None:
     """Print one line; on a terminal that is too narrow, what is left of it goes on indented."""
-    folded = textwrap.wrap(line, screen.width, subsequent_indent=" " * 12) if screen.is_terminal else [line]
+    folded = textwrap.wrap(line, screen.width, subsequent_indent=" " * 4) if screen.is_terminal else [line]
     for part in folded:
         screen.print(part, highlight=False, markup=False, soft_wrap=True)
 

@@ -113,7 +113,7 @@ def _gated(
     candidate = Candidate(row, lowered, rung, quantized)
     reason = _parity_reason(lowered, quantized)
     if not reason:
-        lane.road.progress(f"score {name} on {lane.target.name}", 0.0)
+        lane.road.progress(f"score {name} for {lane.target.name}", 0.0)
         result = scored(lane.road, candidate.runnable(lane.target), source=lane.source.runnable, split="selection")
         row = msgspec.structs.replace(row, score=result.score, drop=result.drop)
         reason = drop_gate(result, lane.bar)

@@ -77,7 +77,7 @@ def _judged_on(
     split: Literal["selection", "evaluation"], lane: Lane, *, candidate: Candidate, base: Candidate, times: Timed
 ) -> tuple[Verdict, Scored]:
     road, target = lane.road, lane.target
-    road.progress(f"judge {candidate.row.name} on {target.name} by the {split} split", None)
+    road.progress(f"judge {candidate.row.name} for {target.name} by the {split} split", None)
     scores = scored(road, candidate.runnable(target), source=base.runnable(target), split=split)
     ours, theirs = candidate.row.artifact, base.row.artifact
     same = ours.digest == theirs.digest

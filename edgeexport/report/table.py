@@ -5,6 +5,7 @@ The rule: the table holds figures only, and as many columns as fit; whatever is 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -133,7 +134,9 @@ def _section(rows: Sequence[Row], columns: Sequence[_Column], *, widths: Sequenc
     for column, width in zip(columns, widths, strict=True):
         table.add_column(Text(column.title), justify=column.justify, width=width, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(column.text(row), style=_STYLES[row.rung.status]) for column in columns))
+        name, *figures = (column.text(row) for column in columns)
+        cells = [textwrap.fill(name, widths[0], subsequent_indent=" " * 4), *figures]
+        table.add_row(*(Text(cell, style=_STYLES[row.rung.status]) for cell in cells))
     return table
 
 
