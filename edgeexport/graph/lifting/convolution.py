@@ -1,5 +1,4 @@
 """Convolutions and pooling in one, two and three dimensions. Source: ONNX Operators.md, Conv to MaxPool."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 

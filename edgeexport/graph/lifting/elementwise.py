@@ -1,5 +1,4 @@
 """Operators that work value by value. Source: ONNX Operators.md."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 # ruff: noqa: ARG001, ARG005  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
 """Products of matrices. Source: ONNX Operators.md, Gemm, MatMul, Einsum."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 

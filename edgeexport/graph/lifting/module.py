@@ -2,7 +2,6 @@
 
 The rule: no judgement here. What runs was decided when the program was compiled.
 """
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 

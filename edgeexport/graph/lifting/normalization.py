@@ -1,5 +1,4 @@
 """Normalizations, at inference. Source: ONNX Operators.md."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 

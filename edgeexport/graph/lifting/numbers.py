@@ -3,7 +3,6 @@
 The rule: values are object arrays of Python numbers, symbolic ones for a free batch among them, so that torch.export
 sees the sizes themselves and nothing depends on data.
 """
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 # ruff: noqa: ARG001, ARG005  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 The rule: all judgement is here, before anything runs; `Lifted` only executes. Float weights that training may move are
 never folded into something else, so that they can be found again under their ONNX name.
 """
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 

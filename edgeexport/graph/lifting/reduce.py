@@ -1,5 +1,4 @@
 """Operators that sum up, choose or sort along axes. Source: ONNX Operators.md, ReduceL1 to TopK."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 # ruff: noqa: ARG001, ARG005  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Source: ONNX Operators.md, Resize (coordinate_transformation_mode, nearest_mode).
 """
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 # ruff: noqa: ARG001  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations

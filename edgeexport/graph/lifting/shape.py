@@ -2,7 +2,6 @@
 
 The rule: sizes come as numbers (Python integers, symbolic ones for a free batch), so that nothing here depends on data.
 """
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 # ruff: noqa: ARG001, ARG005  every builder gets its node and every operator all its inputs, needed or not
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
 """The table: ONNX operator → the small function that builds it. To add one, write the function and add a row."""
-# ruff: noqa: TID253  imported only by `lift`, which needs torch
 
 from __future__ import annotations
 
