@@ -1,7 +1,8 @@
 """The command line: each verb reads its arguments, calls one function, and hands the record to `report`.
 
-The rule: results go to stdout, talk and progress (and whatever user code prints) to stderr. This module is the one place where an exception becomes a
-message and an exit code; nothing here knows how the work is done. Nothing heavy is imported before a verb needs it.
+The rule: results go to stdout, talk and progress (and whatever user code prints) to stderr. This module is the one
+place where an exception becomes a message and an exit code; nothing here knows how the work is done. Nothing heavy is
+imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ proof_option = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgeexport")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def commands(*, debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")  # read in `main`
+def commands() -> None:
     """Turn a trained PyTorch or ONNX model into small, fast, checked bundles for phones and edge boxes."""
 
 

@@ -44,7 +44,7 @@ class Latency(Record):
 
 
 class Memory(Record):
-    """Peak resident bytes of a launch of its own: VmHWM read by the child; `before_load_bytes` is the interpreter's share."""
+    """Peak resident bytes of a launch of its own: the child's VmHWM; `before_load_bytes` is the interpreter's share."""
 
     peak_bytes: int
     before_load_bytes: int

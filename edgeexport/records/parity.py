@@ -25,7 +25,7 @@ class Divergence(Record):
 
 
 class Parity(Record):
-    """Reference against candidate over `samples` inputs; `holds` says if the gate's tolerance is met, `reason` why not."""
+    """Reference against candidate over `samples` inputs; `holds`: the gate's tolerance is met; `reason`: why not."""
 
     reference: str
     candidate: str

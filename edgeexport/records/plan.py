@@ -1,4 +1,4 @@
-"""QuantizationPlan: every quantization point with its exact numbers. Judged once, printed, stored, then just applied."""
+"""QuantizationPlan: every quantization point with its numbers. Judged once, printed, stored, then just applied."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from edgeexport.records.verdict import Drop, Score
 
 
 class Spine(Record):
-    """A cleaned fp32 ONNX file. parity: against what it was exported or cleaned from. exporter: the route that was kept."""
+    """A cleaned fp32 ONNX file. parity: against what it was exported or cleaned from. exporter: the route kept."""
 
     artifact: Artifact
     signature: Signature

@@ -24,7 +24,8 @@ class Score(Record):
 class Drop(Record):
     """How much worse the candidate is than the source on the same samples, in the metric's unit (positive = worse).
 
-    low, high: 95 % interval. bound: one-sided 95 % upper bound. method: "mcnemar", "bootstrap", or "identical" (the source itself).
+    low, high: 95 % interval. bound: one-sided 95 % upper bound.
+    method: "mcnemar", "bootstrap", or "identical" (the source itself).
     agreement: share of samples with the same top-1 as the source, None where that has no meaning.
     worst_class: (class, drop, Holm-corrected p) over classes with at least 50 samples.
     lost, gained: samples only the source, or only the candidate, got right; None where a sample is not right or wrong.
