@@ -1,4 +1,4 @@
-"""Manifest: the first file in a bundle. It names every other file with its digest and says how to use and check them."""
+"""Manifest: the first file in a bundle. It names every other file with its digest, how to use and how to check them."""
 
 from __future__ import annotations
 
