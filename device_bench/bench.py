@@ -172,7 +172,7 @@ def open_session(job: Job, answer: Answer) -> Any:
         "runtime": runtime, "runtime_version": version, "model_digest": actual,
         "threads": {"requested": threads, "actual": session.threads},
         "accelerator": {"requested": session.requested, "actual": session.actual},
-    }
+    }  # fmt: skip
     for sample in samples or [{}]:
         if len(sample) != session.arity or not set(sample) <= set(session.into):
             raise BenchError("job", f"inputs {sorted(sample)} given, the model has {sorted(session.into)}")
@@ -295,7 +295,7 @@ def time_model(job: Job, answer: Answer) -> dict[str, Any]:
         sentinel={"before_ns": sentinel_before, "after_ns": sentinel()}, goldens=golden,
         clock={"resolution_ns": time.get_clock_info("perf_counter").resolution * 1e9},
         environment={"before": before, "after": conditions()},
-    )
+    )  # fmt: skip
 
 
 def write_outputs(job: Job, answer: Answer) -> dict[str, Any]:
@@ -373,14 +373,14 @@ def describe(job: Job, answer: Answer) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "os": platform.system().lower(), "kernel": platform.release(), "python": platform.python_version(),
         "runtime_version": runtime_version(str(job["runtime"])) if job.get("runtime") else "",
-    }
+    }  # fmt: skip
     return dict(facts, **conditions())
 
 
 MODES: dict[str, Callable[[Job, Answer], dict[str, Any]]] = {
     "outputs": write_outputs, "time": time_model, "memory": memory_use, "describe": describe,
     "sentinel": lambda job, _: {"sentinel": {"before_ns": sentinel(int(job.get("repeats", 12)))}},
-}
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:

@@ -51,9 +51,7 @@ def median_interval(launches: Sequence[Floats], *, seed: int, draws: int = DRAWS
     return _widened(medians, drawn)
 
 
-def paired_ratio(
-    candidate: Sequence[Floats], baseline: Sequence[Floats], *, seed: int, draws: int = DRAWS
-) -> Interval:
+def paired_ratio(candidate: Sequence[Floats], baseline: Sequence[Floats], *, seed: int, draws: int = DRAWS) -> Interval:
     """Return candidate / baseline: the median over rounds of the ratio of launch medians, with its 95 % interval.
 
     The n-th launches of both belong to one round, run one after the other: they are resampled together, so what
