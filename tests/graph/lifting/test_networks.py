@@ -18,6 +18,7 @@ from edgeexport.errors import ModelError, UnsupportedOperator
 from edgeexport.graph import initializers, lift, lift_operators, with_initializers
 from tests.graph.lifting import nets
 from tests.graph.models import make_model
+from tests.needs import need
 
 ROUTES = pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
 NETS = pytest.mark.parametrize("name", nets.NETS)
@@ -148,7 +149,7 @@ print("RESULT", float(np.abs(got - lifted(x).detach().numpy()).max()), ops["TRAN
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_a_lifted_network_converts_to_litert_with_few_transposes(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("litert_torch")
+    need("litert")
     (tmp_path / "m.onnx").write_bytes(exported(name, True).SerializeToString())
     command = [sys.executable, "-c", CONVERT, str(tmp_path / "m.onnx"), str(tmp_path / "m.tflite")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
