@@ -89,15 +89,16 @@ def _judged_on(
         drop=Drop(0.0, 0.0, 0.0, 0.0, "identical", scores.score.samples) if same else scores.drop,
         measurement=times.candidate,
         comparison=_itself(ours.digest) if same else times.comparison,
-        unmeasured=_unmeasured(times),
+        unmeasured=times.reason or "it was not measured",
+        uncompared=_uncompared(times),
     )
     return limits(evidence, target, recipe=road.recipe.limits), scores
 
 
-def _unmeasured(times: Timed) -> str:
-    """Say why there is no latency of the candidate, or none to compare it with."""
-    if times.reason or times.source is None:
-        return times.reason or "it was not measured"
+def _uncompared(times: Timed) -> str:
+    """Say why the candidate's latency stands beside none."""
+    if times.source is None or times.source.valid:
+        return times.reason or "it was not compared with the fp32 source"
     return "the fp32 source's measurement is invalid: " + "; ".join(times.source.reasons)
 
 

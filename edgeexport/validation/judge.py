@@ -41,7 +41,8 @@ class Evidence:
     """What is known of one candidate on one target.
 
     candidate: its digest. model_bytes: its model file; source_bytes: the fp32 source's, in the same format.
-    drop: against the source on `split`. measurement, comparison: None when nothing was measured; `unmeasured` says why.
+    drop: against the source on `split`. measurement, comparison: None when nothing was measured or compared; `unmeasured` and
+    `uncompared` say why.
     """
 
     candidate: str
@@ -52,6 +53,7 @@ class Evidence:
     measurement: Measurement | None = None
     comparison: Comparison | None = None
     unmeasured: str = "it was not measured"
+    uncompared: str = "it was not compared with the fp32 source"
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ def _judge_slower(target: Target, evidence: Evidence) -> LimitVerdict:
         return LimitVerdict("never_slower", 1.0, 1.0, 1.0, "holds")
     reason = _not_judged(target, evidence)
     if reason or comparison is None:
-        return _unproven("never_slower", reason or evidence.unmeasured, bar=1.0)
+        return _unproven("never_slower", reason or evidence.uncompared, bar=1.0)
     ratio = comparison.ratio
     state: State = "unproven"
     if comparison.claim == "slower":

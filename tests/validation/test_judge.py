@@ -291,6 +291,9 @@ JUDGED = {
         {"comparison": compared("no difference shown", (0.9, None, None))}, "never_slower", "unproven", "too few",
     ),
     "not compared": ({"comparison": None}, "never_slower", "unproven", "not compared"),
+    "no comparison for a reason": (
+        {"comparison": None, "uncompared": "the source's launches drift"}, "never_slower", "unproven", "launches drift",
+    ),
 }  # fmt: skip
 
 
