@@ -41,8 +41,8 @@ class Evidence:
     """What is known of one candidate on one target.
 
     candidate: its digest. model_bytes: its model file; source_bytes: the fp32 source's, in the same format.
-    drop: against the source on `split`. measurement, comparison: None when nothing was measured or compared; `unmeasured` and
-    `uncompared` say why.
+    drop: against the source on `split`. measurement, comparison: None when nothing was measured or compared;
+    `unmeasured` and `uncompared` say why.
     """
 
     candidate: str
