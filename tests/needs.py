@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ def _program(*names: str) -> Callable[[], bool]:
     return lambda: any(shutil.which(name) for name in names)
 
 
+def _private_mounts() -> bool:
+    """Whether this machine lets a process mount a small disk of its own."""
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "data": (DATA / "cifar10").is_dir,
     "torch": _modules("torch"),
@@ -35,6 +45,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "litert": _modules("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     "tflite-runtime": _modules("tflite_runtime"),
     "strace": _program("strace"),
+    "unshare": _private_mounts,
     "qemu": _program("qemu-aarch64", "qemu-aarch64-static"),
     "browser": _program("chromium", "chromium-browser", "google-chrome"),
 }

@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were seen on."""
     import os
 
-    from edgeexport.devices import host_features
+    from edgeexport.devices.local import host_features
 
     vector = [
         name for name in sorted(host_features()) if name in {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
