@@ -73,13 +73,14 @@ def test_the_wheel_holds_exactly_the_tree(wheel: Path) -> None:
     assert names == tree, f"missing: {sorted(tree - names)}; extra: {sorted(names - tree)}"
 
 
-def test_the_wheel_carries_its_licence_and_one_command(wheel: Path) -> None:
+def test_the_wheel_carries_its_licence_its_readme_and_one_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = {name.split(".dist-info/")[1]: name for name in archive.namelist() if ".dist-info/" in name}
         metadata = archive.read(info["METADATA"]).decode()
         commands = archive.read(info["entry_points.txt"]).decode()
         licence = archive.read(info["licenses/LICENSE"]).decode()
     assert "License-Expression: Apache-2.0" in metadata
+    assert (ROOT / "README.md").read_text(encoding="utf-8").strip() in metadata
     assert "Apache License" in licence
     assert commands.split() == ["[console_scripts]", "edgeexport", "=", "edgeexport.cli:main"]
 
