@@ -46,9 +46,13 @@ def splits(recipe: Recipe, *, progress: Progress = silent) -> SplitIndices:
     sample of the rest, or of its own source. With `pool` (or one source for both): shares of `split`. Train samples
     that are also in evaluate are left out with a warning if they are under 1 %; more is an error, as is any overlap
     between the user's own calibration source and evaluate. Without `train`, the calibration source takes its place.
+    With `train` and `pool`: selection and evaluation share the pool as the last two of `split`, so that a source which
+    has learnt its training samples by heart is not preferred by the gates.
     """
     data = _check(recipe.data)
-    if data.pool is not None:
+    if data.pool is not None and data.train is not None:
+        found = _from_both(data, recipe, progress=progress)
+    elif data.pool is not None:
         found = _from_pool(data, recipe, progress=progress)
     else:
         found = _from_sources(data, recipe, progress=progress)
@@ -70,8 +74,10 @@ def _check(data: DataSpec) -> DataSpec:
     """Return the spec with `pool` set where one source stands for all; refuse what cannot be split honestly."""
     import msgspec
 
-    if data.pool is not None and (data.train is not None or data.evaluate is not None):
-        raise RecipeError("`data.pool` stands instead of `data.train` and `data.evaluate`", next_step="drop one")
+    if data.pool is not None and data.evaluate is not None:
+        raise RecipeError("`data.pool` is split into what `data.evaluate` would hold", next_step="drop one")
+    if data.pool is not None and _same(data.train, data.pool):
+        return msgspec.structs.replace(data, train=None)
     if data.pool is None and data.evaluate is None:
         raise RecipeError("`data.evaluate` is missing", next_step="give `evaluate`, or one `pool` for everything")
     if min(data.split) <= 0 or sum(data.split) > 1 + 1e-9:
@@ -174,6 +180,31 @@ def _from_sources(data: DataSpec, recipe: Recipe, *, progress: Progress) -> Spli
         calibration=calibration,
         selection=base.split(_among(base, selection)),
         evaluation=evaluate.split(range(len(evaluate.digests))),
+        warnings=tuple(warnings),
+    )
+
+
+def _from_both(data: DataSpec, recipe: Recipe, *, progress: Progress) -> SplitIndices:
+    train = _read("train", recipe, progress=progress)
+    pool = _read("pool", recipe, progress=progress)
+    _check_classes(train, pool)
+    warnings = _drop_overlap(train, pool)
+    ranked = _rank(set(pool.digests), f"split {data.seed}")
+    share = data.split[1] / (data.split[1] + data.split[2])
+    count = min(round(share * len(ranked)), data.selection_max)
+    selection, evaluation = set(ranked[:count]), set(ranked[count:])
+    rest = _among(train, set(train.digests) - set(pool.digests))
+    calibration = _calibrate(train, rest, data=data)
+    if _own_calibration(data, recipe):
+        own = _read("calibration", recipe, progress=progress)
+        _refuse_overlap(own, pool, judged=evaluation)
+        calibration, more = _calibrate_own(own, selection, data=data)
+        warnings += more
+    return SplitIndices(
+        train=train.split(rest),
+        calibration=calibration,
+        selection=pool.split(_among(pool, selection)),
+        evaluation=pool.split(_among(pool, evaluation)),
         warnings=tuple(warnings),
     )
 

@@ -124,6 +124,9 @@ def speaks_for(facts: DeviceFacts, target: Target) -> tuple[bool, str]:
     missing = [name for name in target.features if ALIASES.get(name, name) not in here]
     if missing:
         return False, f"{facts.device} ({facts.cpu}) lacks {', '.join(missing)}"
+    more = [name for name in target.lacks if ALIASES.get(name, name) in here]
+    if more:
+        return False, f"{facts.device} ({facts.cpu}) has {', '.join(more)}, so its kernels are not the target's"
     return True, ""
 
 

@@ -5,6 +5,7 @@ from edgeexport.graph.edits import expose as expose
 from edgeexport.graph.edits import float_tensors as float_tensors
 from edgeexport.graph.edits import lower_ir as lower_ir
 from edgeexport.graph.edits import op_counts as op_counts
+from edgeexport.graph.edits import raise_opset as raise_opset
 from edgeexport.graph.edits import standard_opset as standard_opset
 from edgeexport.graph.files import load as load
 from edgeexport.graph.files import save as save

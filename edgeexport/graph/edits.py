@@ -85,6 +85,22 @@ def lower_ir(model: ModelProto, *, ir_version: int, opset: int | None = None) ->
     return copy
 
 
+def raise_opset(model: ModelProto, *, opset: int) -> ModelProto:
+    """Return the model with at least this standard opset, by onnx's version converter; itself when it has it already.
+
+    The caller compares the numbers. Raises ModelError where the converter cannot.
+    """
+    from onnx import version_converter
+
+    has = standard_opset(model)
+    if has >= opset:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(f"opset {has} cannot be raised to {opset}: {str(error).splitlines()[0]}") from error
+
+
 def standard_opset(model: ModelProto) -> int:
     """Return the version of the standard operator set that the model imports."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

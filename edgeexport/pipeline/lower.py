@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport import graph, quantization, runtimes
+from edgeexport.errors import ModelError
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -71,8 +72,8 @@ class Candidate:
         return Runnable(record.artifact.digest, self.path, target.runtime, record.session_options, signature)
 
 
-def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidate]:
-    """Yield what could ship on a target, best first, including those whose gate failed (as rows of the ladder)."""
+def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidate | Rung]:
+    """Yield what could ship on a target, best first, gates held or not; of what cannot be built, just the row."""
     step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
     for rung in reversed(standing):
         if step is not None:
@@ -86,12 +87,18 @@ def baseline(lane: Lane) -> Candidate:
     return _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, quantized=None), quantized=None)
 
 
-def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate]:
-    """Try the calibration methods in order; stop at the first whose gates hold."""
+def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate | Rung]:
+    """Try the calibration methods in order; stop at the first whose gates hold, or when int8 cannot be built."""
     for method in step.methods:
-        quantized = _quantized(lane, rung, method=method, step=step)
-        lowered = _lowered(lane, rung, quantized=quantized)
-        candidate = _gated(lane, f"{rung.name} int8 {method}", rung=rung, lowered=lowered, quantized=quantized)
+        name = f"{rung.name} int8 {method}"
+        try:
+            quantized = _quantized(lane, rung, method=method, step=step)
+            lowered = _lowered(lane, rung, quantized=quantized)
+        except ModelError as error:
+            spine = rung.spine.record.artifact
+            yield Rung(name, "int8", lane.target.name, spine, "rolled back", f"int8 cannot be built: {error}")
+            return
+        candidate = _gated(lane, name, rung=rung, lowered=lowered, quantized=quantized)
         yield candidate
         if candidate.stands:
             return

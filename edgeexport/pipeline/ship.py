@@ -46,8 +46,8 @@ def choose(road: Road, target: Target, *, standing: tuple[TorchRung, ...], devic
     verdicts: dict[str, Verdict] = {}
     times = Timed(reason="nothing was measured")
     for candidate in candidates(lane, standing):
-        if not candidate.stands:
-            rows.append(candidate.row)
+        if isinstance(candidate, Rung) or not candidate.stands:
+            rows.append(candidate if isinstance(candidate, Rung) else candidate.row)
             continue
         times = timed(road, target, base=base, candidate=candidate, device=device)
         verdict, scores = _judged(lane, candidate, base=base, times=times)

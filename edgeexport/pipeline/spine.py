@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph, onnx_export, runtimes
+from edgeexport.errors import ModelError
 from edgeexport.pipeline.road import Road, declared_signature, model_key
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
@@ -18,6 +19,7 @@ from edgeexport.validation.compare import compare_sessions
 from edgeexport.workspace import Stage, versions
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import nn
 
     from edgeexport.runtimes.protocol import Feeds
@@ -75,22 +77,56 @@ def read_source(recipe: Recipe) -> Any:
 
 
 def _clean(road: Road, folder: Path, *, maker: str, parent: str) -> tuple[Artifact, Parity, tuple[str, ...]]:
-    """Clean RAW into SPINE, compare the two on real samples, and drop RAW."""
-    raw = folder / RAW
-    cleaned, record = onnx_export.clean(graph.load(raw))
-    path = folder / SPINE
-    graph.save(cleaned, path)
-    digest = file_digest(path)
-    feeds = list(road.parity_feeds(graph.signature(cleaned)))
-    parity = compare_sessions(
-        _runner(raw),
-        _runner(path),
-        samples=feeds,
-        artifacts=(file_digest(raw), digest),
-        float_error=Tolerance().float_error,
+    """Turn RAW into SPINE by the first rewriting that keeps the numbers on real samples, and drop RAW."""
+    raw, path = folder / RAW, folder / SPINE
+    given = graph.load(raw)
+    feeds = list(road.parity_feeds(graph.signature(given)))
+    notes: list[str] = []
+    for name, rewrite in REWRITINGS:
+        try:
+            model, told = rewrite(given)
+            graph.save(model, path)
+            parity = _same_numbers(raw, path, feeds=feeds)
+        except ModelError as error:
+            notes.append(f"{name}: {error}")
+            continue
+        if parity.holds:
+            raw.unlink()
+            artifact = Artifact(SPINE, "onnx", file_digest(path), path.stat().st_size, parent, maker)
+            return artifact, parity, (*notes, *told)
+        notes.append(f"{name}: changes the numbers: {parity.reason}")
+    raise ModelError(f"the model does not give the same finite numbers twice: {'; '.join(notes)}")
+
+
+def _same_numbers(raw: Path, path: Path, *, feeds: list[Feeds]) -> Parity:
+    digests = (file_digest(raw), file_digest(path))
+    return compare_sessions(
+        _runner(raw), _runner(path), samples=feeds, artifacts=digests, float_error=Tolerance().float_error
     )
-    raw.unlink()
-    return Artifact(SPINE, "onnx", digest, path.stat().st_size, parent, maker), parity, tuple(record.notes)
+
+
+def _cleaned(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    cleaned, record = onnx_export.clean(model)
+    return cleaned, tuple(record.notes)
+
+
+def _raised_and_cleaned(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    has = graph.standard_opset(model)
+    cleaned, notes = _cleaned(graph.raise_opset(model, opset=OPSET))
+    return cleaned, notes if has >= OPSET else (f"opset {has} raised to {OPSET}", *notes)
+
+
+def _as_given(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    return model, ()
+
+
+# Tried in this order. Int8 per channel needs opset 13; from 17 on, normalization layers are operators of their own.
+OPSET = 17
+REWRITINGS: tuple[tuple[str, Callable[[Any], tuple[Any, tuple[str, ...]]]], ...] = (
+    ("raise the opset and clean", _raised_and_cleaned),
+    ("clean", _cleaned),
+    ("leave as given", _as_given),
+)
 
 
 def _runner(path: Path) -> Callable[[Feeds], dict[str, Any]]:

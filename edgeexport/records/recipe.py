@@ -45,8 +45,10 @@ class ModelSpec(Record):
 class DataSpec(Record):
     """Where samples come from. A source is "module:function", a folder, zip or .npz path, or a live sequence.
 
-    train, evaluate: separate sources. `pool` instead of both: one source, split by digest into calibration,
-    selection and evaluation in the shares of `split`.
+    train, evaluate: separate sources; selection is taken from train. `pool` instead of both: one source, split by
+    digest into calibration (and training), selection and evaluation in the shares of `split`. `train` with `pool`:
+    train teaches and calibrates, the pool is split into selection and evaluation; right for a released checkpoint,
+    which has seen its training samples and would look better on them than it is.
     calibration: a named set ("digits" = calibration/digits.toml), a source, or nothing (train samples, seeded).
     classes: path of a text file that gives folder names their indices ("index name ..." or one name a line).
     files: data files that a "module:function" source reads; their digests enter the cache keys.

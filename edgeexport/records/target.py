@@ -45,7 +45,10 @@ class Tolerance(Record):
 
 
 class Target(Record):
-    """One place to run: a runtime and file format on a CPU with known features."""
+    """One place to run: a runtime and file format on a CPU with known features.
+
+    lacks: features that would choose other kernels; a machine that has them is not asked for this target's figures.
+    """
 
     name: str
     title: str
@@ -54,6 +57,7 @@ class Target(Record):
     arch: Arch
     os: str = "linux"
     features: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     number_format: NumberFormat | None = None
     io: Literal["float32", "int8"] = "float32"
     threads: int = 1

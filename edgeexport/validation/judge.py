@@ -356,6 +356,9 @@ def machine_gap(target: Target, conditions: Conditions) -> str:
     lacking = sorted(set(target.features) - set(conditions.features))
     if lacking:
         return f"measured on a machine without {', '.join(lacking)}, which the target has"
+    more = sorted(set(target.lacks) & set(conditions.features))
+    if more:
+        return f"measured on a machine with {', '.join(more)}, which the target lacks"
     if (conditions.runtime, conditions.threads) != (target.runtime, target.threads):
         measured = f"{conditions.runtime} with {conditions.threads} threads"
         return f"measured in {measured}, the target says {target.runtime} with {target.threads}"

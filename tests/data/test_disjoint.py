@@ -125,7 +125,7 @@ def test_a_set_that_only_names_a_preprocessing_calibrates_on_train(recipe: MakeR
     ("fields", "error", "message"),
     [
         ({"train": rows(1, 2)}, RecipeError, "`data.evaluate` is missing"),
-        ({"pool": rows(1), "train": rows(2)}, RecipeError, "stands instead"),
+        ({"pool": rows(1), "train": rows(2)}, DataError, "no samples are left"),
         ({"evaluate": rows(1, 2)}, RecipeError, "nothing to calibrate"),
         ({"pool": rows(1, 2, 3), "split": (0.5, 0.5, 0.5)}, RecipeError, "sum of at most 1"),
         ({"pool": rows(1, 2, 3), "selection_share": 1.5}, RecipeError, "selection_share"),
@@ -190,3 +190,16 @@ def test_the_record_survives_json(recipe: MakeRecipe) -> None:
 def test_real_train_and_test_pictures_are_disjoint(real_data: Path, recipe: MakeRecipe) -> None:
     found = splits(recipe(pool=str(real_data / "cifar10" / "test.zip"), calibration="cifar10"))
     assert found.counts() == {"train": 1000, "calibration": 128, "selection": 1000, "evaluation": 3000}
+
+
+def test_train_beside_a_pool_leaves_the_judging_to_the_pool(recipe: MakeRecipe) -> None:
+    chosen = recipe(train=rows(*range(60)), pool=rows(*range(1000, 1100)), calibration_count=8, split=(0.2, 0.2, 0.6))
+    found = splits(chosen)
+    assert found.counts() == {"train": 60, "calibration": 8, "selection": 25, "evaluation": 75}
+    assert found.selection.source == found.evaluation.source == "pool"
+    check_disjoint(found, chosen)
+
+
+def test_a_pool_and_evaluate_together_are_refused(recipe: MakeRecipe) -> None:
+    with pytest.raises(RecipeError, match="pool"):
+        splits(recipe(pool=rows(1, 2), evaluate=rows(3)))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeexport import devices
@@ -159,8 +160,6 @@ def test_a_machine_speaks_for_targets_of_its_kind_only() -> None:
     ],
 )
 def test_a_machine_that_lacks_something_says_what(change: dict[str, object], reason: str) -> None:
-    import msgspec
-
     able, why = speaks_for(msgspec.structs.replace(BOARD, **change), PI)
     assert not able
     assert reason in why
@@ -182,3 +181,10 @@ def test_place_reaches_into_lists_and_leaves_other_text_alone() -> None:
 def test_crlf_and_blank_lines_around_the_answer_are_no_garbage() -> None:
     answer = read_answer('\r\n{"protocol": 1, "mode": "time"}\r\n', "", exit_code=0, mode="time", device="d")
     assert answer["mode"] == "time"
+
+
+def test_a_machine_with_better_kernels_does_not_speak_for_a_lesser_target() -> None:
+    lesser = msgspec.structs.replace(PI, features=("asimd",), lacks=("asimddp",))
+    able, why = speaks_for(BOARD, lesser)
+    assert not able
+    assert "asimddp" in why

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeexport import graph
 from edgeexport.errors import ModelError
 from edgeexport.graph import (
     check_weights,
@@ -158,3 +159,24 @@ def test_a_type_the_older_ir_lacks_is_refused(mlp: onnx.ModelProto) -> None:
     mlp.graph.initializer.append(helper.make_tensor("small", TensorProto.INT4, [2], [1, 2]))
     with pytest.raises(ModelError, match="'small'"):
         lower_ir(mlp, ir_version=8)
+
+
+def test_an_old_opset_is_raised_and_keeps_its_numbers() -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    old = helper.make_model(
+        helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 12)], ir_version=7
+    )
+    raised = graph.raise_opset(old, opset=17)
+    assert graph.standard_opset(raised) == 17
+    assert graph.standard_opset(old) == 12
+    assert graph.raise_opset(raised, opset=17) is raised
+    onnx.checker.check_model(raised)
+
+
+def test_an_opset_that_cannot_be_raised_is_refused() -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"])
+    odd = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 12)])
+    with pytest.raises(ModelError, match="cannot be raised"):
+        graph.raise_opset(odd, opset=17)

@@ -191,3 +191,10 @@ def test_damaged_stored_outputs_are_refused(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(CorruptFile, match="stored predictions"):
         load_outputs(tmp_path / "a.npz")
+
+
+def test_outputs_of_nothing_but_float_noise_agree() -> None:
+    quiet, other = {"y": np.full((1, 8), 1e-8, np.float32)}, {"y": np.tile(np.float32([1e-8, -1e-8]), (1, 4))}
+    assert value("cosine", quiet, reference=other) == pytest.approx(100, abs=0.1)
+    loud, far = {"y": quiet["y"] * 1e6}, {"y": other["y"] * 1e6}
+    assert value("cosine", loud, reference=far) == pytest.approx(0, abs=0.1)
