@@ -39,9 +39,7 @@ workspace_option = click.option(
     show_default=True,
     help="Where stage results are kept.",
 )
-proof_option = click.option(
-    "--require-proof", is_flag=True, help="Exit 1 when a limit is unproven, not only if it fails."
-)
+proof_option = click.option("--require-proof", is_flag=True, help="Ship nothing that is unproven; exit 1.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +72,7 @@ def demo(out: Path, as_json: bool) -> None:
 @workspace_option
 @proof_option
 @json_option
-def run(recipe: Path, out: Path, *, require_proof: bool, as_json: bool, **choices: Any) -> None:
+def run(recipe: Path, out: Path, *, as_json: bool, **choices: Any) -> None:
     """Take RECIPE down the whole road: ladder, gates, one verified bundle per target."""
     from edgeexport.pipeline import run as run_pipeline
     from edgeexport.records.recipe import load_recipe
@@ -82,7 +80,7 @@ def run(recipe: Path, out: Path, *, require_proof: bool, as_json: bool, **choice
 
     with Display() as display, redirect_stdout(sys.stderr):
         record = run_pipeline(load_recipe(recipe), out=out, progress=display, **choices)
-    _finish(record, out, as_json=as_json, require_proof=require_proof)
+    _finish(record, out, as_json=as_json)
 
 
 @commands.command()
@@ -132,17 +130,16 @@ def doctor(as_json: bool) -> None:
     show_diagnosis(diagnosis(), as_json=as_json)
 
 
-def _finish(record: RunRecord, out: Path, *, as_json: bool, require_proof: bool = False) -> None:
-    """Show a run, then raise CheckFailed when a target has no bundle, or no proof where proof was asked for."""
+def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
+    """Show a run, then raise CheckFailed when a target has no bundle."""
     from edgeexport.terminal import show_run
 
     show_run(record, out, as_json=as_json)
     missed = [result for result in record.targets if result.bundle is None]
     if missed:
-        raise CheckFailed("; ".join(f"{result.target}: {result.nearest_miss}" for result in missed))
-    unproven = [result.target for result in record.targets if result.verdict and result.verdict.state != "holds"]
-    if require_proof and unproven:
-        raise CheckFailed(f"not proven: {', '.join(unproven)}", next_step="see the report for what would prove it")
+        failure = CheckFailed("; ".join(f"{result.target}: {result.nearest_miss}" for result in missed))
+        failure.exit_code = max(result.exit_code for result in missed)
+        raise failure
 
 
 def main(arguments: list[str] | None = None) -> int:

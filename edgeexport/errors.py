@@ -10,6 +10,7 @@
     │   └── CorruptFile          a file that is damaged, hostile or not what its name says
     ├── MachineError         3   this machine lacks something
     │   ├── MissingExtra         a package; names the one command that adds it
+    │   ├── ConverterFailed      a converter's process that died, hung, or needed more memory than there is
     │   ├── NoSpace              disk space
     │   └── Busy                 another process holds the workspace
     └── DeviceError          4   the device was lost, or the measurement is invalid
@@ -79,6 +80,10 @@ class MissingExtra(MachineError):
         )
         self.package = package
         self.extra = extra
+
+
+class ConverterFailed(MachineError):
+    """A converter's process died, ran out of its time, or needed more memory than there is."""
 
 
 class NoSpace(MachineError):

@@ -6,8 +6,10 @@ be met does not stop the others.
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ import msgspec
 from edgeexport import __version__
 from edgeexport.errors import EdgeExportError, RecipeError
 from edgeexport.pipeline.gates import max_drop
-from edgeexport.pipeline.packing import packed
+from edgeexport.pipeline.packing import bundle_name, packed
 from edgeexport.pipeline.road import Road, model_key, open_road
 from edgeexport.pipeline.ship import Choice, choose, result
 from edgeexport.pipeline.timing import device_for
@@ -31,20 +33,22 @@ REPORT = "report.html"
 RECORD = "run.json"
 
 
-def run(
+def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a user may want to make
     recipe: Recipe,
     targets: Sequence[str | Target],
     *,
     device: str | None = None,
     out: Path | str = "edgeexport-out",
     workspace: Path | str = ".edgeexport",
+    require_proof: bool = False,
     progress: Progress = silent,
 ) -> RunRecord:
     """Take a recipe down the whole road and write one bundle per target, a report and its JSON twin into `out`.
 
     targets: names, TOML paths or Target records. device: "local" (the default where this machine can judge the target)
-    or "none". Infeasible targets are in the record with their nearest miss. Raises the errors of `edgeexport.errors`;
-    an error that concerns one target only is raised when no other target could be served.
+    or "none". require_proof: what is not proven does not ship. Infeasible targets are in the record with their nearest
+    miss, and leave no bundle in `out`. Raises the errors of `edgeexport.errors`; an error that concerns one target only
+    is raised when no other target could be served.
     """
     places = _resolved(targets)
     for target in places:
@@ -54,7 +58,8 @@ def run(
         road = open_road(recipe, work, progress=progress)
         climbed = climb(road, max_drop(road, places[0]))
         record = _record(road, climbed)
-        record = _served(road, climbed, places=places, record=record, device=device, out=out)
+        serve = functools.partial(choose, road, standing=climbed.standing, device=device, require_proof=require_proof)
+        record = _packed(road, _served(places, serve, record=record), out=out)
     from edgeexport.report import html
 
     publish(out / REPORT, html(record).encode())
@@ -72,28 +77,48 @@ def _resolved(targets: Sequence[str | Target]) -> list[Target]:
     return places
 
 
-def _served(
-    road: Road, climbed: TorchRoad, *, places: Sequence[Target], record: RunRecord, device: str | None, out: Path
-) -> RunRecord:
+@dataclass(frozen=True)
+class _Served:
+    """The record so far, with every target's ladder, and what was chosen for those that could be served."""
+
+    record: RunRecord
+    choices: tuple[tuple[Target, Choice], ...]
+
+
+def _served(places: Sequence[Target], serve: Callable[..., Choice], *, record: RunRecord) -> _Served:
     """Serve every target; errors of single targets become their nearest miss unless nothing was served at all."""
     errors: list[EdgeExportError] = []
-    served: list[tuple[Target, Choice]] = []
+    choices: list[tuple[Target, Choice]] = []
     results: list[TargetResult] = []
+    rungs = list(record.rungs)
     for target in places:
         try:
-            choice = choose(road, target, standing=climbed.standing, device=device)
+            choice = serve(target=target)
         except EdgeExportError as error:
             errors.append(error)
             results.append(_unserved(target, error))
             continue
-        served.append((target, choice))
+        choices.append((target, choice))
         results.append(result(choice, target, bundle=None, bundle_bytes=None))
-        record = msgspec.structs.replace(record, rungs=(*record.rungs, *choice.rows))
-    if errors and not served:
+        rungs += choice.rows
+    if errors and not choices:
         raise errors[0]
-    record = msgspec.structs.replace(record, targets=tuple(results))
-    finished = {target.name: packed(road, target, choice=choice, record=record, out=out) for target, choice in served}
-    return msgspec.structs.replace(record, targets=tuple(finished.get(row.target, row) for row in results))
+    return _Served(msgspec.structs.replace(record, rungs=tuple(rungs), targets=tuple(results)), tuple(choices))
+
+
+def _packed(road: Road, served: _Served, *, out: Path) -> RunRecord:
+    """Pack what ships; where nothing does, see to it that no older bundle seems to."""
+    finished: dict[str, TargetResult] = {}
+    for target, choice in served.choices:
+        try:
+            finished[target.name] = packed(road, target, choice=choice, record=served.record, out=out)
+        except EdgeExportError as error:
+            finished[target.name] = _unserved(target, error)
+    results = tuple(finished.get(row.target, row) for row in served.record.targets)
+    for row in results:
+        if row.bundle is None:
+            (out / bundle_name(row.target)).unlink(missing_ok=True)
+    return msgspec.structs.replace(served.record, targets=results)
 
 
 def _unserved(target: Target, error: EdgeExportError) -> TargetResult:
@@ -114,6 +139,7 @@ def _unserved(target: Target, error: EdgeExportError) -> TargetResult:
         comparison=None,
         size_ratio=None,
         nearest_miss=f"{error}{advice}",
+        exit_code=error.exit_code,
     )
 
 

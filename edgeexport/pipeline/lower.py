@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from edgeexport import graph, quantization, runtimes
-from edgeexport.errors import ModelError
+from edgeexport.errors import ConverterFailed, EdgeExportError, ModelError
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -78,7 +78,23 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
     for rung in reversed(standing):
         if step is not None:
             yield from _int8_candidates(lane, rung, step=step)
-        yield _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, quantized=None), quantized=None)
+        yield _fp32_candidate(lane, rung)
+
+
+def _fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
+    name = f"{rung.name} fp32"
+    try:
+        lowered = _lowered(lane, rung, quantized=None)
+    except (ModelError, ConverterFailed) as error:
+        return _unbuilt(lane, rung, name=name, error=error)
+    return _gated(lane, name, rung=rung, lowered=lowered, quantized=None)
+
+
+def _unbuilt(lane: Lane, rung: TorchRung, *, name: str, error: EdgeExportError) -> Rung:
+    """The row of what could not be built: it shows the spine that it would have been made from."""
+    form: Literal["fp32", "int8"] = "fp32" if name == f"{rung.name} fp32" else "int8"
+    reason = f"{form} cannot be built: {error}"
+    return Rung(name, form, lane.target.name, rung.spine.record.artifact, "rolled back", reason)
 
 
 def baseline(lane: Lane) -> Candidate:
@@ -94,9 +110,8 @@ def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator
         try:
             quantized = _quantized(lane, rung, method=method, step=step)
             lowered = _lowered(lane, rung, quantized=quantized)
-        except ModelError as error:
-            spine = rung.spine.record.artifact
-            yield Rung(name, "int8", lane.target.name, spine, "rolled back", f"int8 cannot be built: {error}")
+        except (ModelError, ConverterFailed) as error:
+            yield _unbuilt(lane, rung, name=name, error=error)
             return
         candidate = _gated(lane, name, rung=rung, lowered=lowered, quantized=quantized)
         yield candidate

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def bundle_name(target: str) -> str:
+    """Return the file name of a target's bundle."""
+    return f"{target}.bundle"
+
+
 def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out: Path) -> TargetResult:
     """Write `<target>.bundle` into `out` when something ships; return the target's result with the bundle's name.
 
@@ -33,7 +38,7 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
     """
     if choice.shipped is None:
         return result(choice, target, bundle=None, bundle_bytes=None)
-    name = f"{target.name}.bundle"
+    name = bundle_name(target.name)
     shipped = choice.shipped
     own = _own_record(record, target)
 
@@ -54,6 +59,7 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
         "lowered": shipped.lowered.key,
         "record": digest(own),
         "splits": road.splits_key,
+        "labels": list(data.class_names(road.recipe)),
         **road.data_key("calibration"),
     }
     stage = road.workspace.stage("pack", key=key, make=make, kind=Manifest)

@@ -1,16 +1,17 @@
 """What ships for one target: measure, judge on the selection split, open the evaluation set once, pack.
 
-The rule: the order of the candidates is fixed before the evaluation set is opened. The first that holds every limit on
-the selection split is judged there, and only if that fails the next; nothing is chosen by evaluation figures.
+The rule: the evaluation set is opened once. The first candidate, in an order fixed before, that holds every limit on
+the selection split is judged there; if it fails, only the untouched fp32 source may ship, chosen by no figure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
+from edgeexport.errors import ModelError
 from edgeexport.pipeline.gates import max_drop, scored
 from edgeexport.pipeline.lower import Candidate, Lane, baseline, candidates
 from edgeexport.pipeline.road import Road
@@ -21,7 +22,7 @@ from edgeexport.records.run import Rung, TargetResult
 from edgeexport.records.stages import Scored, Timed
 from edgeexport.records.target import Target
 from edgeexport.records.verdict import Drop, Verdict
-from edgeexport.validation.judge import Evidence, limits, nearest_miss
+from edgeexport.validation.judge import Evidence, limits, nearest_miss, shipping
 
 
 @dataclass(frozen=True)
@@ -38,39 +39,70 @@ class Choice:
     nearest_miss: str = ""
 
 
-def choose(road: Road, target: Target, *, standing: tuple[TorchRung, ...], device: str | None) -> Choice:
-    """Walk the candidates, best first, and return the first that holds every limit, or the nearest miss."""
+def choose(
+    road: Road, *, target: Target, standing: tuple[TorchRung, ...], device: str | None, require_proof: bool
+) -> Choice:
+    """Walk the candidates, best first, and return the first that holds every limit, or the nearest miss.
+
+    Raises ModelError when the source itself does not survive its conversion.
+    """
     lane = Lane(road, target, standing[0], max_drop(road, target))
-    base = baseline(lane)
-    rows: list[Rung] = []
-    verdicts: dict[str, Verdict] = {}
-    times = Timed(reason="nothing was measured")
+    walk = _Walk(lane, baseline(lane), device, require_proof)
+    if not walk.base.stands:
+        raise ModelError(f"the fp32 source cannot be served: {walk.base.row.reason}")
     for candidate in candidates(lane, standing):
+        choice = walk.take(candidate)
+        if choice is not None:
+            return choice
+        if walk.opened:
+            break
+    # After the evaluation set has said no, only the source may still ship: it is chosen by no figure.
+    refused = walk.opened and list(walk.verdicts.values())[-1].state == "fails"
+    return (walk.take(walk.base) if refused else None) or walk.infeasible()
+
+
+@dataclass
+class _Walk:
+    """The candidates of one target, taken one by one: what was tried, and whether the evaluation set is open."""
+
+    lane: Lane
+    base: Candidate
+    device: str | None
+    require_proof: bool
+    opened: bool = False
+    rows: list[Rung] = field(default_factory=list)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    def take(self, candidate: Candidate | Rung) -> Choice | None:
+        """Measure and judge one candidate; return what ships, or None with the reason in its row."""
         if isinstance(candidate, Rung) or not candidate.stands:
-            rows.append(candidate if isinstance(candidate, Rung) else candidate.row)
-            continue
-        times = timed(road, target, base=base, candidate=candidate, device=device)
-        verdict, scores = _judged(lane, candidate, base=base, times=times)
+            self.rows.append(candidate if isinstance(candidate, Rung) else candidate.row)
+            return None
+        times = timed(self.lane.road, self.lane.target, base=self.base, candidate=candidate, device=self.device)
         row = msgspec.structs.replace(candidate.row, measurement=times.candidate, comparison=times.comparison)
-        if verdict.state == "fails":
-            verdicts[row.name] = verdict
-            rows.append(msgspec.structs.replace(row, status="rolled back", reason=_failures(verdict)))
-            continue
-        rows.append(msgspec.structs.replace(row, status="shipped", reason=_why(rows)))
-        own = scored(road, base.runnable(target), source=base.runnable(target), split="evaluation")
-        return Choice(
-            _with_baseline(base, candidate, rows=rows, times=times), candidate, base, verdict, scores, own, times
-        )
-    miss = nearest_miss(verdicts) if verdicts else "; ".join(f"{row.name}: {row.reason}" for row in rows)
-    return Choice(tuple(rows), None, base, None, None, None, times, miss)
+        verdict, scores = _judged_on("selection", self.lane, candidate=candidate, base=self.base, times=times)
+        if verdict.state != "fails":
+            self.opened = True
+            verdict, scores = _judged_on("evaluation", self.lane, candidate=candidate, base=self.base, times=times)
+            if shipping(verdict, require_proof=self.require_proof):
+                return self._shipped(candidate, row, verdict=verdict, scores=scores, times=times)
+        self.verdicts[row.name] = verdict
+        self.rows.append(msgspec.structs.replace(row, status="rolled back", reason=_objections(verdict)))
+        return None
 
+    def infeasible(self) -> Choice:
+        """Return that nothing ships, and what came nearest."""
+        failing = any(verdict.state == "fails" for verdict in self.verdicts.values())
+        told = "; ".join(f"{row.name}: {row.reason}" for row in self.rows if row.status == "rolled back")
+        miss = nearest_miss(self.verdicts) if failing else told
+        return Choice(tuple(self.rows), None, self.base, None, None, None, Timed(), miss)
 
-def _judged(lane: Lane, candidate: Candidate, *, base: Candidate, times: Timed) -> tuple[Verdict, Scored]:
-    """Judge on the selection split; only what does not fail there is judged on the evaluation set."""
-    verdict, scores = _judged_on("selection", lane, candidate=candidate, base=base, times=times)
-    if verdict.state == "fails":
-        return verdict, scores
-    return _judged_on("evaluation", lane, candidate=candidate, base=base, times=times)
+    def _shipped(self, candidate: Candidate, row: Rung, *, verdict: Verdict, scores: Scored, times: Timed) -> Choice:
+        row = msgspec.structs.replace(row, status="shipped", reason=_why(self.rows))
+        rows = _with_baseline(self.base, candidate, rows=[*self.rows, row], times=times)
+        model = self.base.runnable(self.lane.target)
+        own = scored(self.lane.road, model, source=model, split="evaluation")
+        return Choice(rows, candidate, self.base, verdict, scores, own, times)
 
 
 def _judged_on(
@@ -107,10 +139,12 @@ def _itself(digest: str) -> Comparison:
     return Comparison(digest, digest, Interval(1.0, 1.0, 1.0), "no difference shown")
 
 
-def _failures(verdict: Verdict) -> str:
-    """Say which limits fail, on which split."""
-    failing = [f"{limit.limit}: {limit.reason}" for limit in verdict.limits if limit.state == "fails"]
-    return f"{'; '.join(failing)} ({verdict.split} split)"
+def _objections(verdict: Verdict) -> str:
+    """Say which limits fail, or else which are unproven, on which split."""
+    worst = verdict.state
+    limits_told = [f"{limit.limit}: {limit.reason}" for limit in verdict.limits if limit.state == worst]
+    unproven = "unproven, and proof is required: " if worst == "unproven" else ""
+    return f"{unproven}{'; '.join(limits_told)} ({verdict.split} split)"
 
 
 def _why(before: list[Rung]) -> str:
@@ -145,9 +179,9 @@ def result(choice: Choice, target: Target, *, bundle: str | None, bundle_bytes: 
         score=choice.scores.score if choice.scores else None,
         source_score=choice.source_scores.score if choice.source_scores else None,
         drop=choice.scores.drop if choice.scores else None,
-        measurement=choice.times.candidate,
-        source_measurement=choice.times.source,
-        comparison=choice.times.comparison,
+        measurement=choice.times.candidate if shipped else None,
+        source_measurement=choice.times.source if shipped else None,
+        comparison=choice.times.comparison if shipped else None,
         size_ratio=ratio,
         nearest_miss=choice.nearest_miss,
     )

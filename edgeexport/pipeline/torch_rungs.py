@@ -128,8 +128,8 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
 
     key = {
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
-        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else _parent(source),
-        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else _parent(last),
+        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else _stage_key(source),
+        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else _stage_key(last),
         **training_key(),
         **road.data_key("train"),
     }
@@ -153,8 +153,8 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
 
     key = {
         "step": msgspec.to_builtins(step),
-        "from": _parent(last),
-        "source": _parent(source),
+        "from": _stage_key(last),
+        "source": _stage_key(source),
         **training_key(),
         **road.data_key("train"),
     }
@@ -197,6 +197,12 @@ def _record(rung: TorchRung) -> TorchWeights:
 
 def _parent(rung: TorchRung) -> str:
     return _record(rung).artifact.digest
+
+
+def _stage_key(rung: TorchRung) -> str:
+    """What made a rung: its code and settings too, which equal weights say nothing of."""
+    _record(rung)
+    return rung.weights.key if rung.weights else ""
 
 
 def _kept(

@@ -37,7 +37,8 @@ class Rung(Record):
 class TargetResult(Record):
     """What came out for one target: a bundle, or the nearest miss.
 
-    score, drop, source_score: on the evaluation set, opened once. bundle: path of the packed file, None if infeasible.
+    score, drop, source_score: on the evaluation set, opened once. bundle: path of the packed file, None if infeasible;
+    exit_code then says whether a limit is not met (1), or the request (2), this machine (3) or the device (4) is at fault.
     """
 
     target: str
@@ -55,6 +56,7 @@ class TargetResult(Record):
     comparison: Comparison | None
     size_ratio: float | None
     nearest_miss: str = ""
+    exit_code: int = 1
 
 
 class RunRecord(Record):

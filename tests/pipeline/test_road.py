@@ -45,11 +45,10 @@ def test_an_infeasible_target_does_not_stop_the_others(desk):
     assert not desk.bundle("tight").exists()
 
 
-def test_unproven_limits_ship_unless_proof_is_required(desk):
+def test_unproven_limits_ship_marked_as_such(desk):
     assert desk.run() == 0
     states = {limit["limit"]: limit["state"] for limit in desk.record()["targets"][0]["verdict"]["limits"]}
     assert states["never_slower"] == "unproven"
-    assert desk.run("--require-proof") == 1
 
 
 def test_a_candidate_that_loses_too_much_is_rolled_back_for_the_next_method(desk):
@@ -136,3 +135,64 @@ def test_the_recipes_on_real_data_are_readable(name):
     path = Path(__file__).parents[1] / "real" / f"{name}.toml"
     recipe = load_recipe(path)
     assert msgspec.to_builtins(recipe)["name"] == name
+
+
+def test_the_evaluation_set_is_opened_once_and_then_only_the_source_may_ship(desk, monkeypatch):
+    from edgeexport.pipeline import ship
+
+    honest, opened = ship.limits, []
+
+    def strict(evidence, target, *, recipe, **more):
+        verdict = honest(evidence, target, recipe=recipe, **more)
+        if evidence.split == "selection" or evidence.drop.method == "identical":
+            return verdict
+        opened.append(evidence.candidate)
+        failing = msgspec.structs.replace(verdict.limits[0], state="fails", reason="planted")
+        return msgspec.structs.replace(verdict, limits=(failing, *verdict.limits[1:]))
+
+    monkeypatch.setattr(ship, "limits", strict)
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["percentile", "mse", "entropy"]')
+    assert desk.run() == 0
+    assert len(opened) == 1
+    rows = _rows(desk)
+    assert [row["status"] for row in rows] == ["rolled back", "shipped"]
+    assert rows[-1]["name"] == "source fp32"
+
+
+def test_a_bundle_of_an_earlier_run_does_not_outlive_an_infeasible_one(desk):
+    assert desk.run() == 0
+    assert desk.bundle().exists()
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_size_mb = 0.001\n\n[[step]]")
+    assert desk.run() == 1
+    assert not desk.bundle().exists()
+
+
+def test_what_is_unproven_does_not_ship_when_proof_is_required(desk, capsys):
+    assert desk.run("--require-proof") == 1
+    assert "proof is required" in capsys.readouterr().err
+    assert not desk.bundle().exists()
+
+
+def test_changed_code_with_equal_weights_redoes_distilling(desk):
+    desk.edit(
+        "recipe.toml",
+        "[[step]]",
+        '[[step]]\ndo = "distill"\ntraining = { epochs = 1, learning_rate = 0.0001 }\n\n[[step]]',
+    )
+    assert desk.run() == 0
+    before = {row["name"]: row["artifact"]["digest"] for row in desk.record()["rungs"] if row["target"] is None}
+    desk.edit("models.py", "nn.ReLU()", "nn.Tanh()")
+    assert desk.run() == 0
+    after = {row["name"]: row["artifact"]["digest"] for row in desk.record()["rungs"] if row["target"] is None}
+    assert before.keys() == after.keys() == {"source", "distilled"}
+    assert before["source"] != after["source"]
+    assert before["distilled"] != after["distilled"]
+
+
+def test_a_target_that_cannot_be_served_keeps_its_exit_code(desk, monkeypatch):
+    import sys
+
+    for name in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert desk.run("--target", "raspberry-pi-5-litert") == 3
+    assert desk.bundle().exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport import errors
-from edgeexport.errors import EdgeExportError, MachineError, ModelError, UnsupportedOperator
+from edgeexport.errors import ConverterFailed, EdgeExportError, MachineError, ModelError, UnsupportedOperator
 
 ERROR_FILE = "error.json"
 JOB_FILE = "job.json"
@@ -43,7 +43,7 @@ def run_worker(
 ) -> None:
     """Run one verb of the worker on `folder`, which holds the verb's input files and receives its results.
 
-    Raises what the worker raised; UnsupportedOperator naming the operator; MachineError for a time-out, for memory,
+    Raises what the worker raised; UnsupportedOperator naming the operator; ConverterFailed for a time-out, for memory,
     and for a death by signal (with its name); ModelError with the end of stderr for anything else.
     """
     memory_bytes = memory_bytes or int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -56,7 +56,7 @@ def run_worker(
         )
     except subprocess.TimeoutExpired as error:
         message = f"LiteRT conversion ({verb}) did not finish in {seconds:.0f} s and was stopped"
-        raise MachineError(message, next_step="use a smaller model or a faster machine") from error
+        raise ConverterFailed(message, next_step="use a smaller model or a faster machine") from error
     if done.returncode:
         raise _failure(folder, verb, code=done.returncode, stderr=done.stderr, memory_bytes=memory_bytes)
 
@@ -70,9 +70,9 @@ def _failure(folder: Path, verb: str, *, code: int, stderr: str, memory_bytes: i
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the machine may be out of memory" if name == "SIGKILL" else "leave out the layer it names, or report it"
-        return MachineError(f"the LiteRT converter ({verb}) died of {name}: {tail}", next_step=hint)
+        return ConverterFailed(f"the LiteRT converter ({verb}) died of {name}: {tail}", next_step=hint)
     if _MEMORY.search(stderr):
-        return MachineError(f"the LiteRT converter ({verb}) needs more than {memory_bytes / 1e9:.1f} GB: {tail}")
+        return ConverterFailed(f"the LiteRT converter ({verb}) needs more than {memory_bytes / 1e9:.1f} GB: {tail}")
     for pattern in _UNSUPPORTED:
         match = pattern.search(stderr)
         if match:
