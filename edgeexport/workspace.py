@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from edgeexport.errors import Busy, CorruptFile, NoSpace
+from edgeexport.errors import Busy, CorruptFile, MachineError, NoSpace
 from edgeexport.records.base import digest, file_digest, from_json, to_json
 from edgeexport.records.target import facts
 
@@ -92,13 +92,13 @@ class Workspace:
         """
         full = digest({"stage": name, "key": key, "tool": tool_digest()})
         folder = self.path / "stages" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
-        if folder.exists():
-            record = self._stored(folder, kind)
-            if record is not None:
-                return Stage(record, folder, full, fresh=False)
-            shutil.rmtree(folder)
-        self.fresh_stages.append(name)
         with _disk_errors(self.path):
+            if folder.exists():
+                record = self._stored(folder, kind)
+                if record is not None:
+                    return Stage(record, folder, full, fresh=False)
+                shutil.rmtree(folder)
+            self.fresh_stages.append(name)
             record = self._make(folder, make)
         return Stage(record, folder, full, fresh=True)
 
@@ -133,8 +133,11 @@ class Workspace:
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the new one: private temporary file, fsync, rename."""
-    with _disk_errors(path.parent):
+    """Write a file so that it is either the old one or the new one: private temporary file, fsync, rename.
+
+    Missing folders are made. Raises NoSpace when the disk is full, MachineError when the place cannot be used.
+    """
+    with _disk_errors(path.parent, size=len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         private = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -146,6 +149,17 @@ def publish(path: Path, content: bytes) -> None:
             _flush(path.parent)
         finally:
             private.unlink(missing_ok=True)
+
+
+def usable(folder: Path) -> None:
+    """Make `folder` and prove that a file can be written and renamed in it; the file does not stay.
+
+    Raises NoSpace or MachineError with the path and the reason.
+    """
+    probe = folder / f".{uuid.uuid4().hex}.probe"
+    publish(probe, b"probe")
+    with _disk_errors(folder):
+        probe.unlink()
 
 
 @functools.cache
@@ -173,17 +187,31 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 @contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into NoSpace with what is free there."""
+def _disk_errors(place: Path, *, size: int | None = None) -> Iterator[None]:
+    """Turn what the system says of a place into NoSpace (with what is free there) or MachineError (with the reason).
+
+    A pipe that nobody reads is no matter of the place, and what has no number is a library's own error: both pass.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno is None:
             raise
-        existing = next(folder for folder in (place, *place.parents) if folder.exists())
-        free = shutil.disk_usage(existing).free / 1e6
-        raise NoSpace(
-            f"no space left in {place} ({free:.1f} MB free)", next_step="free some, or choose another --workspace"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            existing = next(folder for folder in (place, *place.parents) if folder.exists())
+            free = shutil.disk_usage(existing).free / 1e6
+            asked = "" if size is None else f" for {size} bytes"
+            raise NoSpace(
+                f"no space left{asked} in {place} ({free:.1f} MB free)",
+                next_step="free some, or choose another --workspace or --out",
+            ) from error
+        # Making a folder where a file lies says only that something "exists".
+        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise MachineError(
+            f"{error.filename or place} cannot be used: {reason}",
+            next_step="choose a folder that can be written as --out and --workspace",
         ) from error
 
 

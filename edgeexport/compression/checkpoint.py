@@ -6,8 +6,6 @@ is accepted is complete: every key, every shape, every value finite.
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle  # noqa: TID251  only for the name of its exception
 import re
 import struct
@@ -16,7 +14,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.errors import CorruptFile, MissingExtra, ModelError, NoSpace, RequestError
+from edgeexport.errors import CorruptFile, MissingExtra, ModelError, RequestError
+from edgeexport.workspace import publish
 
 if TYPE_CHECKING:
     import torch
@@ -227,32 +226,7 @@ def save_weights(module: torch.nn.Module, path: Path) -> None:
         import safetensors.torch
     except ImportError:
         raise MissingExtra("safetensors", extra="export", purpose=f"writing {path}") from None
-    _publish(path, safetensors.torch.save({name: value.clone().contiguous() for name, value in state.items()}))
-
-
-def _publish(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"{path}: no space left for {len(content)} bytes", next_step="free some") from error
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    publish(path, safetensors.torch.save({name: value.clone().contiguous() for name, value in state.items()}))
 
 
 def build(factory: Any, folder: Path) -> torch.nn.Module:

@@ -6,16 +6,15 @@ The rule: `load` either returns a model that passed every check or raises one of
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeexport.errors import CorruptFile, MachineError, MissingExtra, ModelError, NoSpace
+from edgeexport.errors import CorruptFile, MissingExtra, ModelError
 from edgeexport.graph.external import read_external_data, regular_stream
 from edgeexport.graph.structure import MAX_BYTES, check_scales, check_structure
+from edgeexport.workspace import publish
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -66,31 +65,7 @@ def save(model: ModelProto, path: Path) -> None:
     size = model.ByteSize()
     if size >= MAX_BYTES:
         raise ModelError(f"{path}: the model has {size} bytes, an .onnx file holds less than {MAX_BYTES}")
-    try:
-        _publish(model.SerializeToString(deterministic=True), path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"{path}: no space for {size} bytes", next_step="free some disk space") from error
-        raise MachineError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _publish(data: bytes, path: Path) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish(path, model.SerializeToString(deterministic=True))
 
 
 def _read_regular(path: Path) -> tuple[bytes, tuple[int, int]]:
