@@ -144,7 +144,7 @@ def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code (see `errors` for the table)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
     try:
         commands.main(args=arguments, prog_name="edgeexport", standalone_mode=False)
     except click.exceptions.Exit as leaving:
@@ -156,10 +156,17 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo("interrupted; what was finished is kept, run the same command to go on", err=True)
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         return _tell(error)
     return 0
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Return the arguments without `--debug`, which may stand anywhere before a `--`, and whether it was there."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*kept, *arguments[end:]], len(kept) < end
 
 
 def _tell(error: Exception) -> int:

@@ -1,16 +1,19 @@
 """What a user sees: progress on stderr, records on stdout as a table or as JSON.
 
 The rule: this module decides how things look, never what they are. Without a terminal, progress is one line per step.
+A reader that goes away ends the talk, not the work.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
@@ -34,13 +37,13 @@ class Display:
 
     A text is "step" or "step: detail"; one that begins with a colon is a detail of the step told last. Without a
     terminal a detail is printed only when nothing was for half a minute, so that a log shows that work goes on.
+    Once nobody reads stderr any more, it goes on silently.
     """
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._console = Console(stderr=True)
+        self._console = _console(stderr=True)
         self._live = self._console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
@@ -94,12 +97,39 @@ class Display:
 
 def console() -> Console:
     """Return the console for stdout; wide enough for every column when stdout is no terminal."""
+    out = _console()
+    return out if out.is_terminal else _console(width=max(out.width, PIPE_WIDTH))
+
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Return a console that goes on silently when its reader is gone; rich itself would end the process."""
     from rich.console import Console
 
-    out = Console()
-    return out if out.is_terminal else Console(width=max(out.width, PIPE_WIDTH))
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            silence(sys.stderr if self.stderr else sys.stdout)
+
+    return Patient(stderr=stderr, width=width)
 
 
+def silence(stream: TextIO) -> None:
+    """Let all that is still written to a stream whose reader is gone vanish, what it holds in its buffer included."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print results: all of it reaches stdout before this ends, or vanishes because nobody reads it any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+
+
+@printing()
 def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
     """Show the ladder and the verdicts, and where the bundles and the report are."""
     if as_json:
@@ -125,6 +155,7 @@ def _print_line(screen: Console, line: str) -> None:
         screen.print(part, highlight=False, markup=False, soft_wrap=True)
 
 
+@printing()
 def show_verification(verification: Verification, *, as_json: bool) -> None:
     """Show what was checked, what was skipped and why, and every difference."""
     if as_json:
@@ -140,6 +171,7 @@ def show_verification(verification: Verification, *, as_json: bool) -> None:
         click.echo(f"holds    {verification.bundle} is what was packed")
 
 
+@printing()
 def show_targets(targets: Sequence[Target], *, as_json: bool) -> None:
     """Show targets as a table: where, runtime, file format, numbers, default limits."""
     if as_json:
@@ -155,6 +187,7 @@ def _numbers(target: Target) -> str:
     return f"{name}, 7-bit weights" if numbers.reduce_range else name
 
 
+@printing()
 def show_explanation(values: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
     """Show every value in force, section by section."""
     if as_json:
@@ -167,6 +200,7 @@ def show_explanation(values: Mapping[str, Mapping[str, Any]], *, as_json: bool) 
         click.echo()
 
 
+@printing()
 def show_diagnosis(diagnosis: Mapping[str, Any], *, as_json: bool) -> None:
     """Show what this machine can do, and the commands that add the rest."""
     if as_json:

@@ -1,0 +1,80 @@
+"""The command line's own promises: readers that go away, and `--debug` wherever it stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeexport.cli import main
+from tests.needs import ROOT
+
+TALK = """
+import sys
+from edgeexport.terminal import Display
+sys.stdin.read()
+with Display() as display:
+    for number in range(20):
+        display(f"step {number}", 0.5)
+sys.stdout.write("worked to the end")
+"""
+RESULT = """
+import sys
+from pathlib import Path
+from edgeexport.terminal import show_run
+from tests.report.samples import sample_run
+sys.stdin.read()
+show_run(sample_run(), Path("out"), as_json={as_json})
+"""
+
+
+def _unread(command: list[str], stream: str) -> tuple[int, str, str]:
+    """Run a command whose `stream` has lost its reader; return exit code and what the other streams got."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
+    try:
+        done = subprocess.run(
+            command, input="", text=True, env=environment, check=False, timeout=60, cwd=ROOT, **streams
+        )
+    finally:
+        os.close(write)
+    return done.returncode, done.stdout or "", done.stderr or ""
+
+
+def test_the_work_goes_on_when_nobody_reads_the_progress() -> None:
+    assert _unread([sys.executable, "-c", TALK], "stderr") == (0, "worked to the end", "")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_run_that_nobody_reads_the_result_of_ends_well(as_json: bool) -> None:
+    assert _unread([sys.executable, "-c", RESULT.format(as_json=as_json)], "stdout") == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("targets",), ("targets", "--json")])
+def test_a_verb_that_nobody_reads_ends_well(arguments: tuple[str, ...]) -> None:
+    assert _unread([sys.executable, "-m", "edgeexport", *arguments], "stdout") == (0, "", "")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_may_stand_anywhere(place: int, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["targets", "--json"]
+    arguments.insert(place, "--debug")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("[")
+
+
+def test_debug_after_the_verb_shows_the_error_itself(tmp_path: Path) -> None:
+    from edgeexport.errors import EdgeExportError
+
+    with pytest.raises(EdgeExportError):
+        main(["explain", str(tmp_path / "none.toml"), "--target", "linux-arm64", "--debug"])
+
+
+def test_debug_behind_a_double_dash_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--", "--debug"]) == 2
+    assert "--debug" in capsys.readouterr().err
