@@ -10,7 +10,7 @@ pushed first is the device's affair.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -120,14 +120,19 @@ def speaks_for(facts: DeviceFacts, target: Target) -> tuple[bool, str]:
         return False, f"{facts.device} is {facts.arch}, the target is {target.arch}"
     if facts.os != target.os:
         return False, f"{facts.device} runs {facts.os}, the target {target.os}"
-    here = {ALIASES.get(name, name) for name in facts.features}
-    missing = [name for name in target.features if ALIASES.get(name, name) not in here]
+    missing, more = feature_gap(facts.features, target)
     if missing:
         return False, f"{facts.device} ({facts.cpu}) lacks {', '.join(missing)}"
-    more = [name for name in target.lacks if ALIASES.get(name, name) in here]
     if more:
         return False, f"{facts.device} ({facts.cpu}) has {', '.join(more)}, so its kernels are not the target's"
     return True, ""
+
+
+def feature_gap(features: Iterable[str], target: Target) -> tuple[list[str], list[str]]:
+    """Return what a CPU lacks of a target's features, and what it has that the target lacks; under any of its names."""
+    here = {ALIASES.get(name, name) for name in features}
+    missing = [name for name in target.features if ALIASES.get(name, name) not in here]
+    return missing, [name for name in target.lacks if ALIASES.get(name, name) in here]
 
 
 def _only_object(stdout: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeexport.devices.protocol import feature_gap
 from edgeexport.errors import ModelError
 from edgeexport.records.measurement import Comparison, Conditions, Interval, Measurement
 from edgeexport.records.recipe import Limits
@@ -353,10 +354,9 @@ def machine_gap(target: Target, conditions: Conditions) -> str:
     """Return why figures of this machine do not count for the target; empty when they do."""
     if conditions.arch != target.arch:
         return f"measured on {conditions.arch}, the target is {target.arch}"
-    lacking = sorted(set(target.features) - set(conditions.features))
+    lacking, more = feature_gap(conditions.features, target)
     if lacking:
         return f"measured on a machine without {', '.join(lacking)}, which the target has"
-    more = sorted(set(target.lacks) & set(conditions.features))
     if more:
         return f"measured on a machine with {', '.join(more)}, which the target lacks"
     if (conditions.runtime, conditions.threads) != (target.runtime, target.threads):

@@ -27,7 +27,7 @@ from edgeexport.validation.judge import (
     stricter,
 )
 
-TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), limits=Limits())
+TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), lacks=("i8mm",), limits=Limits())
 CONDITIONS = Conditions("local", "aarch64", ("asimd", "asimddp"), "cpu", 4, "ort", "1.32", 1, "quick", "sha256:0")
 TOP1 = resolve_metric("top1", ".")
 
@@ -276,6 +276,9 @@ JUDGED = {
         "never_slower", "unproven", "measured on x86_64",
     ),
     "lacks a feature": ({"measurement": conditions(features=("asimd",))}, "max_latency_ms", "unproven", "asimddp"),
+    "has what the target lacks": ({"measurement": conditions(features=("dotprod", "i8mm"))}, "max_latency_ms",
+        "unproven", "with i8mm, which the target lacks",
+    ),
     "other threads": ({"measurement": conditions(threads=4)}, "max_latency_ms", "unproven", "4 threads"),
     "other runtime": ({"measurement": conditions(runtime="litert")}, "max_latency_ms", "unproven", "litert"),
     "too much memory": (
@@ -304,6 +307,13 @@ def test_a_limit_is_judged_with_its_reason(name):
     assert by_name[limit].state == state
     assert reason in by_name[limit].reason
     assert (verdict.state == "fails") == ("fails" in {judged.state for judged in verdict.limits})
+
+
+@pytest.mark.parametrize(("here", "wanted"), [("asimddp", "dotprod"), ("dotprod", "asimddp")])
+def test_a_feature_counts_under_any_of_its_names(here, wanted):
+    target = msgspec.structs.replace(TARGET, features=(wanted,))
+    _, by_name = states(target=target, measurement=conditions(features=("neon", here)))
+    assert by_name["max_latency_ms"].state == "holds"
 
 
 def test_a_class_that_lost_much_is_told_though_the_whole_holds():
