@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeexport import demo
+from edgeexport.devices.protocol import feature_gap
 from edgeexport.errors import RecipeError
 from edgeexport.records.target import load_target, target_names
 from tests.needs import ROOT
@@ -16,6 +18,7 @@ EXPECTED = {  # activations, reduced weight range
     "android-arm64-litert": ("int8", False),
     "linux-arm64": ("int8", False),
     "linux-x86_64-avx2": ("uint8", True),
+    "linux-x86_64-avxvnni": ("uint8", False),
     "linux-x86_64-litert": ("int8", False),
     "linux-x86_64-vnni": ("uint8", False),
     "raspberry-pi-5": ("int8", False),
@@ -55,6 +58,27 @@ def test_number_formats_follow_from_the_cpu_and_the_runtime(name: str, expected:
     numbers = load_target(name).numbers()
     assert (numbers.activations, numbers.reduce_range) == expected
     assert (numbers.weights, numbers.per_channel) == ("int8", True)
+
+
+@pytest.mark.parametrize(
+    ("features", "here"),
+    [
+        (("asimd",), "linux-arm64"),
+        (("asimd", "asimddp"), "raspberry-pi-5"),
+        (("avx2", "fma"), "linux-x86_64-avx2"),
+        (("avx2", "avx_vnni"), "linux-x86_64-avxvnni"),
+        (("avx2", "avx512_vnni"), "linux-x86_64-vnni"),
+        (("avx2", "avx_vnni", "avx512_vnni"), "linux-x86_64-vnni"),
+    ],
+)
+def test_the_demo_takes_the_target_that_this_cpu_can_judge(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], here: str
+) -> None:
+    monkeypatch.setattr(demo, "host_features", lambda: features)
+    assert demo.demo_targets()[0] == here
+    target = load_target(here)
+    missing, more = feature_gap((*features, *load_target("linux-x86_64-vnni").features[1:4]), target)
+    assert not {"avx_vnni", "avx512_vnni", "asimddp"} & {*missing, *more}
 
 
 def test_a_target_may_be_a_path(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ def demo_targets() -> list[str]:
     if "asimd" in features:
         here = "raspberry-pi-5" if "asimddp" in features else "linux-arm64"
         return [here, "raspberry-pi-5-litert", "android-arm64"]
-    vnni = "avx512_vnni" in features or "avx_vnni" in features
-    return [f"linux-x86_64-{'vnni' if vnni else 'avx2'}", "linux-x86_64-litert", "android-arm64"]
+    kinds = {"avx512_vnni": "vnni", "avx_vnni": "avxvnni"}
+    kind = next((name for feature, name in kinds.items() if feature in features), "avx2")
+    return [f"linux-x86_64-{kind}", "linux-x86_64-litert", "android-arm64"]
 
 
 def run_demo(out: Path, *, progress: Progress = silent) -> RunRecord:
