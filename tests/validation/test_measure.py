@@ -206,6 +206,21 @@ def test_a_launch_that_is_lost_ends_that_subject_only() -> None:
     assert ("memory", "sha256:b") not in device.started
 
 
+@pytest.mark.parametrize(("mode", "peak", "method"), [("smoke", 2000, "VmHWM"), ("quick", 2500, "of 3 launches")])
+def test_memory_is_the_largest_of_its_launches_and_says_of_how_many(mode: Any, peak: int, method: str) -> None:
+    peaks = iter([2000, 2500, 2400])
+
+    class Uneven(Scripted):
+        def run(self, job: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+            found = super().run(job, **more)
+            return {"memory": {**MEMORY["memory"], "peak_bytes": next(peaks)}} if job["mode"] == "memory" else found
+
+    measured, _ = measure([_subject("a")], device=Uneven(lambda _, number: _times(1.0, number)), mode=mode)
+    assert measured[0].memory is not None
+    assert measured[0].memory.peak_bytes == peak
+    assert measured[0].memory.method.endswith(method)
+
+
 def test_official_runs_wait_until_the_sentinel_has_cooled(monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr(time, "sleep", naps.append)
