@@ -81,8 +81,9 @@ def golden_tolerance(
 ) -> dict[str, float]:
     """Return how far each golden output may be off elsewhere, in the output's own numbers.
 
-    Integer outputs: `golden_steps` steps. Float outputs of an int8 model: that many of `steps` (output name -> size of
-    one quantization step). Other floats: that many times `float_error` of the largest value.
+    Quantized outputs (those with a scale): `golden_steps` steps. Other integers are answers, such as a class: exact.
+    Float outputs of an int8 model: that many of `steps` (output name -> size of one quantization step). Other floats:
+    that many times `float_error` of the largest value.
     """
     import numpy as np
 
@@ -90,7 +91,7 @@ def golden_tolerance(
     for spec in signature.outputs:
         values = outputs[spec.name]
         if values.dtype.kind in "biu":
-            step = 1.0
+            step = 1.0 if spec.scale is not None else 0.0
         elif steps is not None and spec.name in steps:
             step = steps[spec.name]
         else:

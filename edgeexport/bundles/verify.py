@@ -183,7 +183,8 @@ def _compare_golden(
     for name, values in expected.items():
         worst, allowed = _largest_difference(values, actual.get(name)), tolerance[name]
         found = f"off by {worst:.3g}"
-        missed = None if worst <= allowed else Difference(repr(name), f"within {allowed:.3g} of what is stored", found)
+        wanted = f"within {allowed:.3g} of what is stored" if allowed else "exactly what is stored (tolerance 0)"
+        missed = None if worst <= allowed else Difference(repr(name), wanted, found)
         rows.append((f"{name!r}: {found}, allowed {allowed:.3g}", missed))
     return rows
 

@@ -90,5 +90,5 @@ def _subject(road: Road, target: Target, *, candidate: Candidate) -> Subject:
         threads=target.threads,
         options=candidate.lowered.record.session_options,
         goldens=[example.outputs for example in examples],
-        tolerance=examples[0].tolerance,
+        tolerance={name: max(each.tolerance[name] for each in examples) for name in examples[0].tolerance},
     )

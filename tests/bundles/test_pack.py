@@ -146,15 +146,19 @@ def test_tensor_names_that_no_file_may_have_are_still_packed(model, tmp_path):
 
 
 def test_golden_tolerance_is_in_steps_of_what_the_output_is_made_of():
-    signature = Signature((), tuple(TensorSpec(name, "float32", (2,)) for name in ("int", "stepped", "float")))
+    floats = [TensorSpec(name, "float32", (2,)) for name in ("stepped", "float")]
+    integers = [TensorSpec("int", "int8", (2,), scale=0.5, zero_point=3), TensorSpec("class", "int64", (1,))]
+    signature = Signature((), (*integers, *floats, TensorSpec("found", "bool", (1,))))
     outputs = {
+        "class": np.array([7], np.int64),
+        "found": np.array([True]),
         "int": np.array([1, -128], np.int8),
         "stepped": np.array([0.5, 1.0], np.float32),
         "float": np.array([-20, 10.0], np.float32),
     }
     tolerance = Tolerance(float_error=1e-3, golden_steps=4)
     allowed = golden_tolerance(outputs, signature, tolerance=tolerance, steps={"stepped": 0.1})
-    assert allowed == pytest.approx({"int": 4.0, "stepped": 0.4, "float": 0.08})
+    assert allowed == pytest.approx({"int": 4.0, "class": 0.0, "stepped": 0.4, "float": 0.08, "found": 0.0})
 
 
 def test_the_published_schema_is_current():
