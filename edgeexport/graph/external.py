@@ -36,6 +36,12 @@ def read_external_data(model: ModelProto, root: Path, *, origin: str, model_file
         _read_tensor(tensor, root, where=f"{origin}: {where}", model_file=model_file)
 
 
+def locations(model: ModelProto) -> tuple[str, ...]:
+    """Return the names of the files that a model's external data is said to lie in, sorted, unchecked."""
+    waiting = (tensor for _, tensor in tensors(model) if is_external(tensor))
+    return tuple(sorted({entry.value for each in waiting for entry in each.external_data if entry.key == "location"}))
+
+
 def regular_stream(descriptor: int, *, where: str) -> BinaryIO:
     """Take over an open descriptor as a stream, refusing folders, FIFOs and devices."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

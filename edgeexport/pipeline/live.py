@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport.errors import ModelError
+from edgeexport.pipeline.callables import tensor_text
 from edgeexport.records.recipe import Distill, ModelSpec, Recipe, Step
 
 if TYPE_CHECKING:
@@ -66,18 +67,17 @@ def _module(factory: Any) -> nn.Module:
 
 
 def _identity(module: nn.Module, inputs: Mapping[str, tuple[int, ...]]) -> str:
-    """Digest the exported graph's operations, and the name, type and bytes of every weight."""
+    """Digest the exported graph's operations, and the name, type and bytes of every weight, buffer and constant."""
     import torch
 
     example = tuple(torch.zeros(tuple(shape)) for shape in inputs.values())
     training = module.training
-    graph = torch.export.export(module.eval(), example).graph
+    program = torch.export.export(module.eval(), example)
     module.train(training)
     taken = hashlib.sha256()
-    for node in graph.nodes:
+    for node in program.graph.nodes:
         taken.update(f"{node.op} {node.name} {node.target} {node.args} {sorted(node.kwargs.items())}\n".encode())
-    for name, value in sorted(module.state_dict().items()):
-        taken.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        taken.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else b"")
-        taken.update(repr(value.item()).encode() if not value.dim() else b"")
+    # Buffers that are not saved, and tensors that `forward` merely mentions, are among the program's constants.
+    for name, value in sorted({**module.state_dict(), **program.state_dict, **program.constants}.items()):
+        taken.update(f"{name} {tensor_text(value) if torch.is_tensor(value) else value!r}".encode())
     return taken.hexdigest()[:32]

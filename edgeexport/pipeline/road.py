@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport import data
+from edgeexport import data, graph
 from edgeexport.devices.local import host_features
+from edgeexport.graph.external import locations
+from edgeexport.graph.files import parse
+from edgeexport.pipeline.callables import callable_key
 from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress, details
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.base import digest
-from edgeexport.records.recipe import ModelSpec, Preprocess, Recipe
+from edgeexport.records.recipe import ModelSpec, Preprocess, Recipe, Training
 from edgeexport.records.splits import SplitIndices, SplitName
+from edgeexport.records.stages import ExternalFiles
 from edgeexport.validation.metrics import METRICS
 from edgeexport.workspace import Workspace, versions
 
@@ -85,27 +89,48 @@ def open_road(recipe: Recipe, workspace: Workspace, *, progress: Progress) -> Ro
 
 
 def model_key(spec: ModelSpec, recipe: Recipe, *, workspace: Workspace) -> dict[str, Any]:
-    """What a model's factory, sources and weights file add to a key; a live network's name says it all."""
-    files: list[Path] = []
+    """What a model's factory, sources and weights files add to a key; a live network's name says it all."""
+    files: list[Path] = _external_files(recipe.resolve(spec.onnx), workspace) if spec.onnx else []
     if spec.factory and not is_live(spec):
         files += data.source_files(spec.factory, Path(recipe.folder))
     files += [recipe.resolve(name) for name in (spec.weights, spec.onnx) if name]
     return {"spec": msgspec.to_builtins(spec), "files": [workspace.digest(data.existing(path)) for path in files]}
 
 
+def _external_files(path: Path, workspace: Workspace) -> list[Path]:
+    """Return the files beside an .onnx file that hold its weights; which they are is read once and kept."""
+
+    def make(_: Path) -> ExternalFiles:
+        graph.load(path)  # refuses what is hostile
+        return ExternalFiles(locations(parse(path.read_bytes(), origin=str(path))))
+
+    key = {"onnx": workspace.digest(data.existing(path)), "versions": versions("onnx")}
+    found = workspace.stage("external", key=key, make=make, kind=ExternalFiles).record
+    return [path.parent / location for location in found.locations]
+
+
+def code_key(code: Any, recipe: Recipe, workspace: Workspace) -> Any:
+    """What a loss, augmentation or metric adds to a key: its name, or what a user's function is made of."""
+    if code is None or (isinstance(code, str) and not data.is_reference(code)):
+        return code
+    return data.code_identity(code, recipe, digest=workspace.digest) if isinstance(code, str) else callable_key(code)
+
+
 def metric_key(recipe: Recipe, workspace: Workspace) -> Any:
-    """What the metric adds to a key: its name, or the sources of a user's function."""
+    """What the metric adds to a key: its name, or what a user's function is made of."""
     metric = recipe.data.metric
-    if callable(metric):
-        return {"live": f"{metric.__module__}.{metric.__qualname__}", "code": metric.__code__.co_code.hex()}
-    if data.is_reference(metric) and metric.partition(":")[0] not in METRICS:
-        return data.code_identity(metric, recipe, digest=workspace.digest)
-    return metric
+    built_in = isinstance(metric, str) and metric.partition(":")[0] in METRICS
+    return metric if built_in else code_key(metric, recipe, workspace)
+
+
+def training_key(settings: Training, recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """What decides the outcome of a training besides its settings: user code, libraries, threads, CPU features."""
+    codes = {"loss": settings.loss, "augment": settings.augment}
+    return {**_machine(), "code": {name: code_key(code, recipe, workspace) for name, code in codes.items()}}
 
 
 @functools.cache
-def training_key() -> dict[str, Any]:
-    """What else decides the outcome of a training: library versions, threads, and the CPU's features."""
+def _machine() -> dict[str, Any]:
     return {
         "versions": versions("torch", "numpy", "torch-pruning"),
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),

@@ -23,6 +23,12 @@ class Spine(Record):
     notes: tuple[str, ...] = ()
 
 
+class ExternalFiles(Record):
+    """The files beside an .onnx file that hold tensors of it, named as it names them."""
+
+    locations: tuple[str, ...]
+
+
 class Quantized(Record):
     """An int8 QDQ ONNX file with the ranges and the plan that made it. parity: against the spine."""
 
