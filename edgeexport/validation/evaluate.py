@@ -79,7 +79,7 @@ def resolve_metric(metric: Any, folder: Path) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if callable(metric):
-        return _custom(metric, str(getattr(metric, "__name__", "metric")))
+        return _custom(metric, str(getattr(metric, "__name__", "metric")), folder=None)
     if not isinstance(metric, str):
         raise RecipeError(f"`data.metric` is {metric!r}, expected a name or a function")
     name, _, rest = metric.partition(":")
@@ -92,7 +92,7 @@ def resolve_metric(metric: Any, folder: Path) -> Metric:
     function = data.resolve_reference(metric, folder)
     if not callable(function):
         raise RecipeError(f"metric {metric!r} is {type(function).__name__}, expected a function")
-    return _custom(function, metric)
+    return _custom(function, metric, folder=folder)
 
 
 def score(
@@ -169,12 +169,14 @@ def load_outputs(path: Path) -> Outputs:
     return stored
 
 
-def _custom(function: Function, name: str) -> Metric:
+def _custom(function: Function, name: str, *, folder: Path | None) -> Metric:
+    from edgeexport.data.userfunction import UserFunction
+
     return Metric(
         name=name,
         unit=str(getattr(function, "unit", "")),
         higher_is_better=bool(getattr(function, "higher_is_better", True)),
-        function=function,
+        function=UserFunction(f"the metric {name!r}", function, folder),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgeexport.runtimes.protocol import Outputs
 
+SHOWN = 80
 Function: TypeAlias = "Callable[[dict[str, Any], list[Any]], float]"
 Each: TypeAlias = "Callable[[NDArray[Any], Any], NDArray[Any]]"
 
@@ -70,10 +72,13 @@ class Metric:
         if self.function is None:
             scores, labels = auc_inputs(self.pick(outputs), targets)
             return self.factor * float(placements(scores, labels)[0].mean())
-        value = float(self.function(dict(outputs), list(targets)))
-        if not math.isfinite(value):
-            raise ModelError(f"metric {self.name!r} returned {value}, expected a finite number")
-        return value
+        found: Any = self.function(dict(outputs), list(targets))
+        value = found.item() if getattr(found, "ndim", None) == 0 else found
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            return float(value)
+        said = f"{type(value).__name__} {value!r}"[:SHOWN]
+        where = getattr(self.function, "where", f"metric {self.name!r}")
+        raise ModelError(f"{where} returned {said}, expected a finite number")
 
 
 def first_or_named(metric: Metric, output: str) -> Metric:
@@ -135,14 +140,25 @@ def error_of(power: int) -> Each:
         import numpy as np
 
         values = _flat(output, "mse or mae")
-        wanted = np.stack([np.asarray(target, dtype=np.float64).ravel() for target in targets])
-        if wanted.shape != values.shape:
-            raise DataError(f"targets have {wanted.shape[1]} values a sample, the output has {values.shape[1]}")
+        wanted = np.stack([_numbers(target, index, count=values.shape[1]) for index, target in enumerate(targets)])
         if not np.isfinite(wanted).all():
             raise DataError(f"the target of sample {int(np.argmin(np.isfinite(wanted).all(axis=1)))} is NaN or Inf")
         return np.asarray((np.abs(values - wanted) ** power).mean(axis=1))
 
     return each
+
+
+def _numbers(target: Any, index: int, *, count: int) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        found = np.asarray(target, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        said = f"{type(target).__name__} {target!r}"[:SHOWN]
+        raise DataError(f"the target of sample {index} is {said}, expected {count} number(s)") from error
+    if found.size != count:
+        raise DataError(f"targets have {found.size} values a sample, the output has {count} (sample {index})")
+    return found
 
 
 def class_scores(output: NDArray[Any]) -> NDArray[Any]:
@@ -159,7 +175,10 @@ def class_labels(targets: Sequence[Any], classes: int) -> NDArray[Any]:
     """Return targets as int64 class indices. Raises DataError for one that is no index below `classes`."""
     import numpy as np
 
-    values = np.asarray(targets)
+    try:
+        values = np.asarray(targets)
+    except ValueError as error:
+        raise DataError(f"targets must be class indices, found values of several shapes ({error})") from error
     if values.dtype.kind not in "iub" or values.size != len(targets):
         raise DataError(f"targets must be class indices, found {type(targets[0]).__name__} {targets[0]!r}")
     labels = values.astype(np.int64).ravel()

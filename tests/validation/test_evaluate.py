@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeexport.errors import CorruptFile, DataError, ModelError, RecipeError
+from edgeexport.errors import CorruptFile, DataError, ModelError, RecipeError, RequestError
 from edgeexport.validation.evaluate import (
     load_outputs,
     per_sample,
@@ -162,11 +162,71 @@ def test_an_unknown_metric_lists_the_known():
         ("mse", np.array([[1.0], [np.inf]]), [0.0, 1.0], ModelError, "sample 1"),
         ("mse", np.ones((2, 3)), [[1.0], [2.0]], DataError, "1 values a sample, the output has 3"),
         ("mse", np.ones((2, 1)), [np.nan, 1.0], DataError, "target of sample 0"),
+        ("mse", np.ones((2, 1)), [1.0, "cat"], DataError, "target of sample 1 is str 'cat', expected 1"),
+        ("mae", np.ones((2, 1)), ["cat", "dog"], DataError, "target of sample 0 is str"),
+        ("mae", np.ones((2, 2)), [[1.0, 2.0], [1.0]], DataError, r"the output has 2 \(sample 1\)"),
+        ("top1", np.ones((2, 2)), [[1], [1, 0]], DataError, "values of several shapes"),
     ],
 )
 def test_what_a_metric_cannot_judge_is_refused_by_name(metric, outputs, targets, error, text):
     with pytest.raises(error, match=text):
         value(metric, outputs, targets)
+
+
+USERS = """
+def raises(outputs, targets):
+    return targets["mine"]
+
+
+def text(outputs, targets):
+    return "0.9"
+
+
+def nothing(outputs, targets):
+    pass
+
+
+def several(outputs, targets):
+    return outputs["y"].mean(axis=1)
+
+
+def one_argument(outputs):
+    return 1.0
+
+
+def good(outputs, targets):
+    return outputs["y"].mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "text"),
+    [
+        ("raises", 3, "TypeError"),
+        ("text", 6, "returned str '0.9', expected a finite number"),
+        ("nothing", 10, "returned NoneType"),
+        ("several", 14, "returned ndarray"),
+        ("one_argument", 18, r"takes \(outputs\), and is called with 2 arguments"),
+    ],
+)
+def test_a_metric_of_the_user_that_is_none_is_named_with_file_and_line(name, line, text, tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    metric = resolve_metric(f"mine:{name}", tmp_path)
+    with pytest.raises(RequestError, match=text) as caught:
+        score(metric, {"y": LOGITS}, targets=[0, 0, 0])
+    assert f"the metric 'mine:{name}'" in str(caught.value)
+    assert f"{tmp_path / 'mine.py'}:{line}" in str(caught.value)
+
+
+def test_a_number_of_any_library_is_a_number(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    assert score(resolve_metric("mine:good", tmp_path), {"y": LOGITS}, targets=[0] * 3).value == LOGITS.mean()
+    assert value(lambda *_: np.array(3), LOGITS, [0] * 3) == 3.0
+
+
+def test_a_live_metric_that_raises_is_named_with_its_own_line():
+    with pytest.raises(RequestError, match=r"the metric '<lambda>': .*test_evaluate.py:\d+: KeyError"):
+        value(lambda *_: {}["mine"], LOGITS, [0] * 3)
 
 
 def test_a_row_with_nan_is_wrong_not_right():
