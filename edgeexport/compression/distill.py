@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.recipe import Distill
 from edgeexport.records.training import TrainingRecord
-from edgeexport.training import Batch, TrainingData, first_output, resolve_loss, train
+from edgeexport.training import Batch, TrainingData, first_output, forward, resolve_loss, train
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def distillation_loss(
     soft, for class logits (n, classes): temperature^2 x KL(teacher || student), both softened by `temperature`
     (Hinton et al. 2015, arXiv:1503.02531). With `classes` off, or a single output, there is no softmax to soften, and
     it is the squared difference of the outputs (Ba and Caruana 2014, arXiv:1312.6184).
-    Without `hard` (no labels) the soft part is all there is.
+    Without `hard` (no labels) the soft part is all there is. The loss raises ModelError for outputs of two shapes.
     """
     import torch
 
@@ -60,13 +61,15 @@ def distillation_loss(
 
     def loss(outputs: Any, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
-            wanted = first_output(teacher(*batch.inputs))
+            wanted = first_output(forward(teacher, batch.inputs, what="the teacher"))
         given = first_output(outputs)
-        soft = (
-            soft_loss(given, wanted, temperature=temperature)
-            if classes and given.shape[1] > 1
-            else _squared(given, wanted)
-        )
+        if given.shape != wanted.shape:
+            raise ModelError(
+                f"the student's first output has the shape {list(given.shape)}, the teacher's {list(wanted.shape)}",
+                next_step="give a student and a teacher of the same task",
+            )
+        logits = classes and given.ndim > 1 and given.shape[1] > 1
+        soft = soft_loss(given, wanted, temperature=temperature) if logits else _squared(given, wanted)
         if hard is None:
             return soft
         return soft_share * soft + (1 - soft_share) * hard(outputs, batch)

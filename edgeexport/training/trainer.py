@@ -10,65 +10,24 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.errors import DataError, ModelError, RecipeError
+from edgeexport.data import UserCode
+from edgeexport.errors import ModelError, RecipeError, RequestError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.recipe import Training
 from edgeexport.records.training import TrainingRecord
+from edgeexport.training.augment import Augment, augmented, resolve_augment
+from edgeexport.training.losses import Loss, forward, guarded
+from edgeexport.training.samples import Batch, TrainingData
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-    Loss = Callable[[Any, "Batch"], torch.Tensor]
-    Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
 TIMING_STEPS = 8
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Samples held in memory, ready to feed.
-
-    inputs: one array, or one array per model input in order; samples on the first axis. labels: int64 classes, float
-    targets, or None. augment: (batch of the first input, generator) -> batch; it stands before `settings.augment`.
-    folder: where "module:function" references of the settings are looked up.
-    """
-
-    inputs: np.ndarray | tuple[np.ndarray, ...]
-    labels: np.ndarray | None = None
-    augment: Augment | None = None
-    folder: str = "."
-
-    def __post_init__(self) -> None:
-        lengths = [len(array) for array in self.arrays]
-        lengths += [] if self.labels is None else [len(self.labels)]
-        if len(set(lengths)) != 1:
-            raise DataError(f"training arrays have different lengths: {lengths}")
-        if lengths[0] == 0:
-            raise DataError("there are no training samples")
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The inputs, in the model's order."""
-        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
-
-    def __len__(self) -> int:
-        return len(self.arrays[0])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loss sees besides the outputs: the inputs as they were fed (augmented), and the labels if any."""
-
-    inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor | None
 
 
 def train(
@@ -85,10 +44,12 @@ def train(
     loss: (outputs, batch) -> scalar tensor; see `resolve_loss` for those with a name. steps: replay that many steps
     instead of working them out from `settings.epochs` or, if set, `settings.budget_minutes`.
     SGD (Nesterov momentum) or AdamW under one cycle of the learning rate (Smith and Topin 2018, arXiv:1708.07120);
-    no weight decay on biases and norms. Raises ModelError naming the step at which the loss is not finite.
+    no weight decay on biases and norms. Raises ModelError naming the step at which the loss is not finite, DataError
+    for labels that the loss cannot work on, RequestError where the network, the loss or the augmentation fails.
     """
     import torch
 
+    loss = guarded(loss)
     augment = data.augment or resolve_augment(settings.augment, data.folder)
     budgeted = steps is None and settings.budget_minutes is not None
     if steps is None:
@@ -132,7 +93,7 @@ def count_steps(
     if settings.budget_minutes is None:
         return max(1, round(settings.epochs * len(data) / min(settings.batch_size, len(data))))
     progress("timing a training step", None)
-    trial = copy.deepcopy(module)
+    trial, loss = copy.deepcopy(module), guarded(loss)
     augment = data.augment or resolve_augment(settings.augment, data.folder)
     seconds: list[float] = []
     with _repeatable(settings.seed), _fast_layout(trial, data) as layout:
@@ -166,10 +127,11 @@ def _one_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    value = loss(module(*_fed(batch.inputs, layout)), batch)
+    value = loss(forward(module, _fed(batch.inputs, layout)), batch)
     number = float(value.detach())
     if math.isfinite(number):
-        value.backward()  # type: ignore[no-untyped-call]
+        with UserCode("the way back from the loss through the network"):
+            value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return number
 
@@ -195,8 +157,8 @@ def _fast_layout(module: torch.nn.Module, data: TrainingData) -> Iterator[torch.
     module.to(memory_format=fast)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
-            module.eval()(*_fed([torch.from_numpy(array[:2]) for array in data.arrays], fast))
-    except RuntimeError:
+            forward(module.eval(), _fed([torch.from_numpy(array[:2]) for array in data.arrays], fast))
+    except RequestError:
         module.to(memory_format=plain)  # type: ignore[call-overload]
         fast = plain
     try:
@@ -239,104 +201,15 @@ def _batches(data: TrainingData, settings: Training, *, augment: Augment | None,
     noise = np.random.default_rng([settings.seed, 1])
     size = min(settings.batch_size, len(data))
     queue = np.empty(0, np.int64)
-    for _ in range(steps):
+    for step in range(steps):
         if len(queue) < size:
             queue = np.concatenate([queue, order.permutation(len(data))])
         index, queue = queue[:size], queue[size:]
         arrays = [array[index] for array in data.arrays]
         if augment is not None:
-            arrays[0] = np.ascontiguousarray(augment(arrays[0], noise))
+            arrays[0] = augmented(augment, arrays[0], generator=noise)
         labels = None if data.labels is None else torch.from_numpy(data.labels[index])
-        yield Batch(tuple(torch.from_numpy(array) for array in arrays), labels)
-
-
-def resolve_loss(name: str, folder: str = ".") -> Loss:
-    """Return the loss called `name`: "cross_entropy", "mse", "bce" (on logits), or "module:function" in `folder`."""
-    if name in _LOSSES:
-        return _LOSSES[name]
-    if ":" not in name:
-        raise RecipeError(f"unknown loss {name!r}", next_step=f"choose one of {', '.join(_LOSSES)} or module:function")
-    found: Loss = _user_function(name, folder)
-    return found
-
-
-def resolve_augment(name: str | None, folder: str = ".") -> Augment | None:
-    """Return the augmentation called `name`: "crop-flip", or "module:function" in `folder`; None for None."""
-    if name is None:
-        return None
-    if name == "crop-flip":
-        return crop_flip
-    if ":" not in name:
-        raise RecipeError(f"unknown augmentation {name!r}", next_step='choose "crop-flip" or module:function')
-    found: Augment = _user_function(name, folder)
-    return found
-
-
-def _user_function(reference: str, folder: str) -> Any:
-    from edgeexport.data import resolve_reference
-
-    return resolve_reference(reference, Path(folder))
-
-
-def crop_flip(pictures: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Shift each picture of (n, channels, height, width) by up to 4 pixels, zeros outside, and mirror every second one.
-
-    The CIFAR augmentation of He et al. 2015 (arXiv:1512.03385); pictures under 32 pixels shift by an eighth at most.
-    """
-    import numpy as np
-
-    if pictures.ndim != 4:
-        raise DataError(f"crop-flip needs pictures (n, channels, height, width), not shape {pictures.shape}")
-    count, channels, height, width = pictures.shape
-    pad = min(4, height // 8, width // 8)
-    padded = np.pad(pictures, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    rows = generator.integers(0, 2 * pad + 1, (count, 1)) + np.arange(height)
-    columns = generator.integers(0, 2 * pad + 1, (count, 1)) + np.arange(width)
-    mirrored = generator.random(count) < 0.5
-    columns[mirrored] = columns[mirrored, ::-1]
-    sample, channel = np.arange(count)[:, None, None, None], np.arange(channels)[None, :, None, None]
-    shifted: np.ndarray = padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return shifted
-
-
-def first_output(outputs: Any) -> torch.Tensor:
-    """Return the first output of a model that returns a tensor, a sequence or a mapping of tensors."""
-    if isinstance(outputs, dict):
-        outputs = next(iter(outputs.values()))
-    elif isinstance(outputs, list | tuple):
-        outputs = outputs[0]
-    tensor: torch.Tensor = outputs
-    return tensor
-
-
-def _labels(batch: Batch, name: str) -> torch.Tensor:
-    if batch.labels is None:
-        raise DataError(f"the loss {name!r} needs labels, and the training samples have none")
-    return batch.labels
-
-
-def _cross_entropy(outputs: Any, batch: Batch) -> torch.Tensor:
-    import torch
-
-    return torch.nn.functional.cross_entropy(first_output(outputs), _labels(batch, "cross_entropy"))
-
-
-def _mse(outputs: Any, batch: Batch) -> torch.Tensor:
-    import torch
-
-    values = first_output(outputs)
-    return torch.nn.functional.mse_loss(values, _labels(batch, "mse").reshape(values.shape).to(values.dtype))
-
-
-def _bce(outputs: Any, batch: Batch) -> torch.Tensor:
-    import torch
-
-    values = first_output(outputs)
-    targets = _labels(batch, "bce").reshape(values.shape).to(values.dtype)
-    return torch.nn.functional.binary_cross_entropy_with_logits(values, targets)
-
-
-_LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "mse": _mse, "bce": _bce}
+        yield Batch(tuple(map(torch.from_numpy, arrays)), labels, data.labels if step == 0 else None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,184 @@
+"""Losses: by name, or the user's own; and what is wrong with labels, told before anything is learnt from them.
+
+The rule: a loss is called with what it can work on. Labels are checked once, all of them, against the first output;
+a network or a loss of the user that fails is told as the user's, with file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgeexport.data import UserCode, resolve_reference
+from edgeexport.data.userfunction import UserFunction
+from edgeexport.errors import DataError, ModelError, RecipeError, RequestError
+from edgeexport.training.samples import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+Loss: TypeAlias = "Callable[[Any, Batch], torch.Tensor]"
+
+
+def resolve_loss(name: str, folder: str = ".") -> Loss:
+    """Return the loss called `name`: "cross_entropy", "mse", "bce" (on logits), or "module:function" in `folder`."""
+    if name in LOSSES:
+        return LOSSES[name]
+    if ":" not in name:
+        raise RecipeError(f"unknown loss {name!r}", next_step=f"choose one of {', '.join(LOSSES)} or module:function")
+    found = resolve_reference(name, Path(folder))
+    if not callable(found):
+        raise RecipeError(f"the loss {name!r} is {type(found).__name__}, expected a function")
+    return UserLoss(UserFunction(f"the loss {name!r}", found, Path(folder)))
+
+
+@dataclass(frozen=True)
+class UserLoss:
+    """A loss of the user's, held to what a loss must be."""
+
+    user: UserFunction
+
+    def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Return the loss. Raises RequestError unless the function returns one number that depends on the outputs."""
+        import torch
+
+        value = self.user(outputs, batch)
+        if not isinstance(value, torch.Tensor):
+            raise RequestError(f"{self.user.where} returned {type(value).__name__}, expected a tensor of one number")
+        if value.numel() != 1 or not value.is_floating_point():
+            shape = tuple(value.shape)
+            raise RequestError(
+                f"{self.user.where} returned {value.dtype} of shape {shape}, expected one floating-point number",
+                next_step="average over the batch: `.mean()`",
+            )
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise RequestError(f"{self.user.where} returned a tensor that does not depend on the network's weights")
+        return value
+
+
+def guarded(loss: Loss) -> Loss:
+    """Return `loss` as a UserLoss unless it is edgeexport's own."""
+    # An object has the __module__ of its class, so this holds for functions, closures and callable objects.
+    if str(getattr(loss, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]:
+        return loss
+    return UserLoss(UserFunction(f"the loss {getattr(loss, '__name__', type(loss).__name__)!r}", loss))
+
+
+def forward(module: nn.Module, inputs: Sequence[torch.Tensor], *, what: str = "the network") -> Any:
+    """Return what the network answers. Raises RequestError with the batch's shapes and the place where it fails."""
+    shapes = ", ".join(str(list(each.shape)) for each in inputs)
+    code = getattr(type(module).forward, "__code__", None)
+    with UserCode(f"{what} cannot take a training batch of {shapes}", code and Path(code.co_filename).parent):
+        return module(*inputs)
+
+
+def first_output(outputs: Any) -> torch.Tensor:
+    """Return the first output of a model that returns a tensor, a sequence or a mapping of tensors."""
+    import torch
+
+    found = outputs
+    if isinstance(outputs, dict):
+        found = next(iter(outputs.values()), None)
+    elif isinstance(outputs, list | tuple):
+        found = outputs[0] if outputs else None
+    if not isinstance(found, torch.Tensor):
+        raise ModelError(f"the network's first output is {type(found).__name__}, expected a tensor")
+    return found
+
+
+Check: TypeAlias = "Callable[[tuple[int, ...], np.ndarray], None]"
+
+
+@dataclass(frozen=True)
+class LabelLoss:
+    """A loss between the first output and the labels. check: (shape of the output, all labels), raises DataError."""
+
+    name: str
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    check: Check
+
+    def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Return the loss, averaged over the batch. Raises DataError for labels it cannot work on."""
+        if batch.labels is None:
+            raise DataError(f"the loss {self.name!r} needs labels, and the training samples have none")
+        values = first_output(outputs)
+        if values.ndim == 0 or len(values) != len(batch.labels):
+            raise ModelError(
+                f"the network's first output has the shape {list(values.shape)} for a batch of {len(batch.labels)}"
+            )
+        if batch.unchecked is not None:
+            self.check(tuple(values.shape), batch.unchecked)
+        return self.function(values, batch.labels)
+
+
+def _check_classes(output: tuple[int, ...], labels: np.ndarray) -> None:
+    """Refuse what are no indices of the output's classes. Floats of the output's shape are probabilities of classes."""
+    import numpy as np
+
+    if len(output) < 2:
+        raise ModelError(f"the loss 'cross_entropy' needs outputs (samples, classes), found shape {list(output)}")
+    if labels.dtype.kind == "f":
+        if labels.shape[1:] == output[1:]:
+            return
+        raise DataError(
+            f"the loss 'cross_entropy' needs class indices, the labels are {labels.dtype}, first {labels.flat[0]}",
+            next_step='give integers, or choose the loss "mse" or "bce"',
+        )
+    _check_size("cross_entropy", (output[0], *output[2:]), labels=labels)
+    wrong = np.argwhere((labels < 0) | (labels >= output[1]))
+    if len(wrong):
+        place = tuple(wrong[0])
+        raise DataError(f"training sample {place[0]} has class {labels[place]}, the output has {output[1]} classes")
+
+
+def _check_targets(name: str) -> Check:
+    return lambda output, labels: _check_size(name, output, labels=labels)
+
+
+def _check_probabilities(output: tuple[int, ...], labels: np.ndarray) -> None:
+    _check_size("bce", output, labels=labels)
+    inside = ((labels >= 0) & (labels <= 1)).reshape(len(labels), -1).all(axis=1)
+    if not inside.all():
+        index = int(inside.argmin())
+        raise DataError(f"the loss 'bce' needs targets from 0 to 1, training sample {index} has {labels[index]}")
+
+
+def _check_size(name: str, output: tuple[int, ...], *, labels: np.ndarray) -> None:
+    from math import prod
+
+    if prod(labels.shape[1:]) != prod(output[1:]):
+        raise DataError(
+            f"the loss {name!r}: the targets have the shape {list(labels.shape[1:])} a sample, "
+            f"the output calls for {list(output[1:])}"
+        )
+
+
+def _cross_entropy(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
+    if labels.is_floating_point():
+        return functional.cross_entropy(values, labels.to(values.dtype))
+    return functional.cross_entropy(values, labels.reshape(len(values), *values.shape[2:]).long())
+
+
+def _mse(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
+    return functional.mse_loss(values, labels.reshape(values.shape).to(values.dtype))
+
+
+def _bce(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
+    return functional.binary_cross_entropy_with_logits(values, labels.reshape(values.shape).to(values.dtype))
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": LabelLoss("cross_entropy", _cross_entropy, _check_classes),
+    "mse": LabelLoss("mse", _mse, _check_targets("mse")),
+    "bce": LabelLoss("bce", _bce, _check_probabilities),
+}
