@@ -58,10 +58,21 @@ def instructions(manifest: Manifest) -> str:
 {inputs}
 {outputs}
 
-manifest.json says what every file is. Pictures are prepared as preprocess.json says, in the order in which it lists the
-steps; labels.txt names the classes, the first line is class 0; golden/ holds inputs with the outputs to expect.
+manifest.json says what every file is; labels.txt names the classes, the first line is class 0; golden/ holds inputs
+with the outputs to expect.{_preparation(manifest)}
 Check the whole bundle:  edgeexport verify FILE.bundle
 {_run_text(manifest.runtime)}"""
+
+
+def _preparation(manifest: Manifest) -> str:
+    """How raw samples become inputs, in the order that preprocess.json does not show."""
+    if manifest.preprocess is None:
+        return ""
+    layouts = sorted({spec.layout for spec in manifest.signature.inputs if spec.layout != "as-is"})
+    last = f"at last the layout of the model file itself: {', '.join(layouts)}" if layouts else "at last the layout"
+    return f"""
+preprocess.json says how a raw sample is prepared. The order is always: color, resize, center crop, x * scale,
+(x - mean) / std on the last axis, {last}."""
 
 
 def run_lines(runtime: str) -> str:

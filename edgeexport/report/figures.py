@@ -132,7 +132,7 @@ def score_text(score: Score | None) -> str:
     """Return e.g. "83.20 %" (a score in points is a share in %), or a dash."""
     if score is None:
         return "–"
-    value = f"{score.value:.2f}" if abs(score.value) >= 10 else f"{score.value:.4f}"
+    value = f"{score.value:.2f}" if abs(score.value) >= 10 or score.unit == "points" else number(score.value, 4)
     return f"{value} {'%' if score.unit == 'points' else score.unit}".rstrip()
 
 

@@ -102,6 +102,9 @@ def _panel(panel: Panel, rows: Sequence[Row], *, left: int) -> list[str]:
     return parts
 
 
+PERCENT = 100.0  # scores in points end here; an axis that goes beyond would promise more
+
+
 def _axis(known: Sequence[Span], *, cut: bool) -> tuple[float, float]:
     """Return the ends of an axis: from zero for bars, round the values for dots."""
     finite = [value for span in known for value in (span.low, span.value, span.high) if math.isfinite(value)]
@@ -111,7 +114,7 @@ def _axis(known: Sequence[Span], *, cut: bool) -> tuple[float, float]:
         return 0.0, max(*finite, 1e-12)
     low, high = min(finite), max(finite)
     room = 0.1 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+    return low - room, high + room if high + room <= PERCENT or high > PERCENT else PERCENT
 
 
 def _figure(panel: Panel, row: Row, *, span: Span | None, x: Callable[[float], float], place: tuple[int, float]) -> str:

@@ -162,9 +162,16 @@ def _target_lines(run: RunRecord, result: TargetResult) -> list[str]:
     if result.shipped is None:
         why = result.nearest_miss or "no rung holds every limit"
         return [f"{result.target}: infeasible, nothing is packed; {why}", *tried]
-    head = f"{result.target}: ships {result.shipped}; {_HEADS[outcome(result)]}"
+    head = f"{result.target}: ships {result.shipped}{_scores(result)}; {_HEADS[outcome(result)]}"
     limits = result.verdict.limits if result.verdict is not None else ()
     return [head, *tried, *map(_limit_line, limits)]
+
+
+def _scores(result: TargetResult) -> str:
+    """The score on the evaluation set beside the source's, which the table does not show."""
+    if result.score is None or result.source_score is None:
+        return ""
+    return f", {result.score.metric} {score_text(result.score)} (source {score_text(result.source_score)})"
 
 
 def _limit_line(limit: LimitVerdict) -> str:

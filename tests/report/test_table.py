@@ -33,7 +33,7 @@ def test_reasons_are_lines_below_the_table_and_never_in_it() -> None:
     assert "6.3 points lost" not in printed(sample_run())
     lines = verdict_lines(sample_run())
     assert lines[0] == "  rolled back  pruned 2: 6.3 points lost on the selection split, 1 allowed"
-    after = lines.index("x86-64-vnni: ships pruned 1 int8 percentile; every limit holds")
+    after = lines.index("x86-64-vnni: ships pruned 1 int8 percentile, top1 97.90 % (source 98.30 %); every limit holds")
     assert lines[after + 1].startswith("  rolled back  pruned 1 int8 minmax: int8 differs from float: 6.1 dB")
 
 
@@ -105,7 +105,7 @@ def test_sizes_are_against_the_source_in_the_targets_own_format() -> None:
 
 def test_verdict_lines_name_every_limit_and_the_nearest_miss() -> None:
     lines = verdict_lines(sample_run())
-    assert "x86-64-vnni: ships pruned 1 int8 percentile; every limit holds" in lines
+    assert "x86-64-vnni: ships pruned 1 int8 percentile, top1 97.90 % (source 98.30 %); every limit holds" in lines
     assert "  holds     not larger than fp32: 0.0920 MB of 1.204 MB" in lines
     assert "  holds     not slower than fp32: 0.390× its time (bound 0.390×)" in lines
     assert "  holds     accuracy lost: 0.400 (bound 0.920, allowed 1)" in lines
@@ -147,7 +147,8 @@ def test_numbers_have_three_digits(value: float | None, text: str) -> None:
 
 def test_scores_and_drops_read_in_their_units() -> None:
     assert score_text(Score("top1", 83.2, "points", 10, "")) == "83.20 %"
-    assert score_text(Score("mse", 0.01234, "", 10, "")) == "0.0123"
+    assert score_text(Score("mse", 0.01234, "", 10, "")) == "0.01234"
+    assert score_text(Score("mse", 1.8e-5, "", 10, "")) == "1.8e-05"
     assert drop_text(Drop(-0.001, -0.002, 0.003, 0.0, "bootstrap", 10)) == "-0.0010 [-0.0020, 0.0030]"
     assert drop_text(Drop(-0.0, -0.2, 0.3, 0.0, "bootstrap", 10)) == "0.00 [-0.20, 0.30]"
 
