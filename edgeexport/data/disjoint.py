@@ -80,10 +80,6 @@ def _check(data: DataSpec) -> DataSpec:
         return msgspec.structs.replace(data, train=None)
     if data.pool is None and data.evaluate is None:
         raise RecipeError("`data.evaluate` is missing", next_step="give `evaluate`, or one `pool` for everything")
-    if min(data.split) <= 0 or sum(data.split) > 1 + 1e-9:
-        raise RecipeError(f"`data.split` is {data.split}: expected three positive shares with a sum of at most 1")
-    if not 0 < data.selection_share < 1 or data.selection_max < 1 or data.calibration_count < 1:
-        raise RecipeError("`data`: selection_share must be in (0, 1), selection_max and calibration_count at least 1")
     if data.pool is None and _same(data.train, data.evaluate):
         return msgspec.structs.replace(data, train=None, evaluate=None, pool=data.train)
     return data

@@ -33,7 +33,7 @@ def from_json(text: bytes, kind: type[T], *, origin: str) -> T:
     """Read a record of type `kind`; `origin` (a path, say) is named when the text is not one."""
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecipeError) as error:
         raise CorruptFile(f"{origin}: not a {kind.__name__} record: {error}") from error
 
 
@@ -59,6 +59,8 @@ def from_table(table: Mapping[str, Any], kind: type[T], *, origin: str) -> T:
         return msgspec.convert(table, type=kind, strict=True)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{origin}: {_plain(str(error))}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{origin}: {error}", next_step=error.next_step) from error
 
 
 def _plain(message: str) -> str:

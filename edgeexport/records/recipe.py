@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,40 @@ import msgspec
 
 from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record, from_table
+from edgeexport.records.bounds import (
+    ABOVE_ONE,
+    COUNT,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_bounds,
+    check_shape,
+)
 
 MetricName = str
+InputType = Literal["float32", "int64", "int32", "uint8"]
+
+
+class InputSpec(Record):
+    """One input of a model that is not float32, or says so: shape with the batch first, and type."""
+
+    shape: tuple[int, ...]
+    dtype: InputType = "float32"
+
+
+Inputs = Mapping[str, tuple[int, ...] | InputSpec]
+
+
+def input_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Return input name -> shape, batch first."""
+    return {name: tuple(spec.shape if isinstance(spec, InputSpec) else spec) for name, spec in inputs.items()}
+
+
+def input_types(inputs: Inputs) -> dict[str, InputType]:
+    """Return input name -> type; float32 where only a shape is given."""
+    return {name: spec.dtype if isinstance(spec, InputSpec) else "float32" for name, spec in inputs.items()}
 
 
 class ModelSpec(Record):
@@ -26,8 +59,9 @@ class ModelSpec(Record):
     factory: "module:function" returning an nn.Module, a callable, or a live nn.Module.
     onnx:    path of an .onnx file.
     weights: path of a .safetensors, .pt, .pth or .th file for `factory`.
-    inputs:  input name -> shape with the batch first, e.g. {image = [1, 3, 32, 32]}. Needed with `factory`;
-             with `onnx` it fixes dimensions that the file leaves open.
+    inputs:  input name -> shape with the batch first, e.g. {image = [1, 3, 32, 32]}, or shape and type, e.g.
+             {ids = {shape = [1, 6], dtype = "int64"}}. Needed with `factory`; with `onnx` it fixes dimensions that
+             the file leaves open.
     outputs: names for the outputs, in order; taken from the model when empty.
     labels:  path of a text file, one class name a line, shipped in the bundle.
     licence: a notice about the weights, shipped in the bundle.
@@ -36,10 +70,27 @@ class ModelSpec(Record):
     factory: Any = None
     onnx: str | None = None
     weights: str | None = None
-    inputs: dict[str, tuple[int, ...]] = {}
+    inputs: dict[str, tuple[int, ...] | InputSpec] = {}
     outputs: tuple[str, ...] = ()
     labels: str | None = None
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        for name, shape in self.shapes().items():
+            check_shape(shape, f"model.inputs.{name}")
+        for name in self.outputs:
+            if name in self.inputs:
+                raise RecipeError(f"`model.outputs` names {name!r}, which is an input", next_step="name it otherwise")
+            if self.outputs.count(name) > 1:
+                raise RecipeError(f"`model.outputs` names {name!r} twice")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return input name -> shape, batch first."""
+        return input_shapes(self.inputs)
+
+    def dtypes(self) -> dict[str, InputType]:
+        """Return input name -> type; float32 where only a shape is given."""
+        return input_types(self.inputs)
 
 
 class DataSpec(Record):
@@ -68,6 +119,11 @@ class DataSpec(Record):
     metric: Any = "top1"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "data", calibration_count=COUNT, selection_share=INNER_SHARE, selection_max=COUNT, seed=SEED)
+        if [POSITIVE.allows(share) for share in self.split] != [True] * 3 or sum(self.split) > 1 + 1e-9:
+            raise RecipeError(f"`data.split` is {self.split}: expected three positive shares with a sum of at most 1")
+
 
 class Resize(Record):
     """Resize to `size` (height, width), or the shorter side to `shorter`; kernel as Pillow names it."""
@@ -94,7 +150,7 @@ class Preprocess(Record):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     layout: Literal["CHW", "HWC", "as-is"] = "as-is"
-    dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
+    dtype: InputType = "float32"
 
 
 class Limits(Record):
@@ -104,6 +160,16 @@ class Limits(Record):
     max_size_mb: float | None = None
     max_latency_ms: float | None = None
     max_memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self,
+            "limits",
+            max_drop=NOT_NEGATIVE,
+            max_size_mb=NOT_NEGATIVE,
+            max_latency_ms=NOT_NEGATIVE,
+            max_memory_mb=NOT_NEGATIVE,
+        )
 
 
 class Training(Record):
@@ -118,6 +184,10 @@ class Training(Record):
     loss: str = "cross_entropy"
     augment: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT)
+        check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
 
 
 class Train(Record, tag_field="do", tag="train"):
@@ -138,6 +208,9 @@ class Distill(Record, tag_field="do", tag="distill"):
     soft_share: float = 0.9
     training: Training = Training()
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "distill", temperature=POSITIVE, soft_share=SHARE)
+
 
 class Prune(Record, tag_field="do", tag="prune"):
     """Remove channels until the multiply-accumulates fall to 1/`macs`, in `rounds` rounds, retraining after each.
@@ -154,12 +227,19 @@ class Prune(Record, tag_field="do", tag="prune"):
     distil: bool = True
     training: Training = Training()
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "prune", macs=ABOVE_ONE, rounds=COUNT, round_to=COUNT)
+
 
 class Quantize(Record, tag_field="do", tag="quantize"):
     """Static int8. `methods` are tried in order until the gate holds; the number format comes from the target."""
 
     methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = ("minmax", "percentile", "entropy", "mse")
     keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise RecipeError("`quantize.methods` is empty, expected at least one method")
 
 
 Step = Train | Distill | Prune | Quantize
@@ -184,6 +264,8 @@ class Recipe(Record):
             raise RecipeError("`model.weights` belongs to `model.factory`; an .onnx file carries its own")
         if model.factory is not None and not model.inputs:
             raise RecipeError("`model.inputs` is missing", next_step="say e.g. inputs = { image = [1, 3, 32, 32] }")
+        if model.factory is not None and (flat := [name for name, shape in model.shapes().items() if not shape]):
+            raise RecipeError(f"`model.inputs.{flat[0]}` is [], expected a shape with the batch first")
         if model.onnx and any(not isinstance(step, Quantize) for step in self.step):
             raise RecipeError("an .onnx source can be quantized, not trained, distilled or pruned")
         _check_order(self.step)

@@ -6,6 +6,7 @@ The rule: number formats, tolerances and budgets live here, never in code.
 from __future__ import annotations
 
 import importlib.resources
+import re
 import tomllib
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Literal
 
 from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record, from_table
+from edgeexport.records.bounds import COUNT, check_bounds
 from edgeexport.records.recipe import Limits
 
 Arch = Literal["x86_64", "aarch64"]
@@ -44,9 +46,16 @@ class Tolerance(Record):
     golden_steps: float = 4.0
 
 
+class TargetLimits(Limits):
+    """A target's bars. `max_drop` is in points and counts for metrics in points only; unsaid, it is 1 point."""
+
+    max_drop: float | None = 1.0
+
+
 class Target(Record):
     """One place to run: a runtime and file format on a CPU with known features.
 
+    name: names the bundle's file too, so letters, digits, ".", "_" and "-" only, a letter or digit first.
     lacks: features that would choose other kernels; a machine that has them is not asked for this target's figures.
     """
 
@@ -61,10 +70,18 @@ class Target(Record):
     number_format: NumberFormat | None = None
     io: Literal["float32", "int8"] = "float32"
     threads: int = 1
-    limits: Limits = Limits(max_drop=1.0)
+    limits: TargetLimits = TargetLimits()
     tolerance: Tolerance = Tolerance()
     floor: str = ""
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise RecipeError(
+                f"`name` of the target is {self.name!r}",
+                next_step='use letters, digits, ".", "_" and "-", a letter or digit first',
+            )
+        check_bounds(self, "target", threads=COUNT)
 
     def numbers(self) -> NumberFormat:
         """Return the declared number format, or the one that this CPU's integer kernels need.
