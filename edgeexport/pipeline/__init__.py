@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeexport import __version__
+from edgeexport import __version__, runtimes
 from edgeexport.errors import EdgeExportError, RecipeError
 from edgeexport.pipeline.gates import max_drop
 from edgeexport.pipeline.packing import bundle_name, packed
@@ -74,7 +74,21 @@ def _resolved(targets: Sequence[str | Target]) -> list[Target]:
         raise RecipeError("no target given", next_step="see `edgeexport targets`")
     if len(set(names)) != len(names):
         raise RecipeError(f"a target is given twice: {', '.join(names)}")
+    for place in places:
+        _check_formats(place)
     return places
+
+
+def _check_formats(target: Target) -> None:
+    """Raise RecipeError for a file format or inputs that the target's runtime has not."""
+    formats = runtimes.get(target.runtime).formats
+    if target.format not in formats:
+        known = ", ".join(formats)
+        raise RecipeError(
+            f"{target.name}: {target.runtime} has no format {target.format!r}", next_step=f"known: {known}"
+        )
+    if target.io == "int8" and target.runtime == "ort":
+        raise RecipeError(f"{target.name}: onnxruntime files keep float32 input; io = int8 is for litert")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ itself in fp32 is the last, so there is always something to fall back on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from edgeexport.errors import ConverterFailed, EdgeExportError, ModelError
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
-from edgeexport.records.artifact import Artifact
+from edgeexport.records.artifact import Artifact, Signature
 from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
 from edgeexport.records.ranges import Ranges
@@ -87,7 +87,7 @@ def _fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
         lowered = _lowered(lane, rung, quantized=None)
     except (ModelError, ConverterFailed) as error:
         return _unbuilt(lane, rung, name=name, error=error)
-    return _gated(lane, name, rung=rung, lowered=lowered, quantized=None)
+    return for_target(lane, _gated(lane, name, rung=rung, lowered=lowered, quantized=None))
 
 
 def _unbuilt(lane: Lane, rung: TorchRung, *, name: str, error: EdgeExportError) -> Rung:
@@ -113,7 +113,7 @@ def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator
         except (ModelError, ConverterFailed) as error:
             yield _unbuilt(lane, rung, name=name, error=error)
             return
-        candidate = _gated(lane, name, rung=rung, lowered=lowered, quantized=quantized)
+        candidate = for_target(lane, _gated(lane, name, rung=rung, lowered=lowered, quantized=quantized))
         yield candidate
         if candidate.stands:
             return
@@ -142,6 +142,24 @@ def _gated(
     if reason:
         row = msgspec.structs.replace(row, status="rolled back", reason=reason)
     return Candidate(row, lowered, rung, quantized)
+
+
+def for_target(lane: Lane, candidate: Candidate) -> Candidate:
+    """Return the candidate as something to ship, rolled back when its inputs are not what the target asks for.
+
+    The fp32 source is compared with whatever its inputs are; only to ship it needs this.
+    """
+    reason = _io_reason(lane.target, candidate.lowered.record.signature)
+    if not reason or not candidate.stands:
+        return candidate
+    return replace(candidate, row=msgspec.structs.replace(candidate.row, status="rolled back", reason=reason))
+
+
+def _io_reason(target: Target, signature: Signature) -> str:
+    """Return why a file cannot be fed as the target says; empty when it can."""
+    if target.io == "int8" and any(spec.dtype == "float32" for spec in signature.inputs):
+        return "its inputs are float32, the target asks for int8"
+    return ""
 
 
 def _parity_reason(lowered: Stage[Lowered], quantized: Stage[Quantized] | None) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.gates import max_drop, scored
-from edgeexport.pipeline.lower import Candidate, Lane, baseline, candidates
+from edgeexport.pipeline.lower import Candidate, Lane, baseline, candidates, for_target
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.timing import timed
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -58,7 +58,7 @@ def choose(
             break
     # After the evaluation set has said no, only the source may still ship: it is chosen by no figure.
     refused = walk.opened and list(walk.verdicts.values())[-1].state == "fails"
-    return (walk.take(walk.base) if refused else None) or walk.infeasible()
+    return (walk.take(for_target(lane, walk.base)) if refused else None) or walk.infeasible()
 
 
 @dataclass
