@@ -169,6 +169,43 @@ def load_outputs(path: Path) -> Outputs:
     return stored
 
 
+def save_targets(path: Path, targets: Sequence[Any]) -> None:
+    """Write targets so that `load_targets` gives equal ones of the same types; write nothing when that cannot be done.
+
+    Numbers of one type, or arrays of one type and shape, can be written. Integers of Python must fit into 64 bits.
+    """
+    import numpy as np
+
+    kinds = {type(target) for target in targets}
+    if len(kinds) != 1:
+        return
+    kind = kinds.pop()
+    if kind in (int, float, bool):
+        try:
+            save_outputs(path, {kind.__name__: np.array(targets, {int: np.int64, float: np.float64, bool: bool}[kind])})
+        except OverflowError:
+            return
+    elif _stackable(targets, kind):
+        save_outputs(path, {"numpy": np.stack(targets)})
+
+
+def load_targets(path: Path) -> list[Any] | None:
+    """Read what `save_targets` wrote; None when it wrote nothing. Raises CorruptFile."""
+    if not path.exists():
+        return None
+    ((name, values),) = load_outputs(path).items()
+    return list(values) if name == "numpy" else list(values.tolist())
+
+
+def _stackable(targets: Sequence[Any], kind: type) -> bool:
+    """Whether stacking targets and taking them apart again gives the same: a 0-d array would come back as a number."""
+    import numpy as np
+
+    if not issubclass(kind, np.number | np.bool_) and not (kind is np.ndarray and targets[0].ndim):
+        return False
+    return len({(target.dtype, target.shape) for target in targets}) == 1 and targets[0].dtype.kind in "biufc"
+
+
 def _custom(function: Function, name: str, *, folder: Path | None) -> Metric:
     from edgeexport.data.userfunction import UserFunction
 

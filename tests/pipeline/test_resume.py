@@ -6,10 +6,32 @@ import json
 
 import pytest
 
+from edgeexport.pipeline.goldens import GOLDENS
 from edgeexport.records.base import file_digest
 from tests.needs import need
 from tests.pipeline.conftest import Desk
 
+SAMPLES = """
+from pathlib import Path
+
+import numpy as np
+
+
+class Pool:
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if index >= 100:
+            raise IndexError
+        with (Path(__file__).parent / "decoded.txt").open("a") as stream:
+            stream.write(f"{{index}}\\n")
+        return np.random.default_rng(index).standard_normal((1, 8, 8)).astype(np.float32), {target}
+
+
+def pool():
+    return Pool()
+"""
 HEAVY = ("torch", "onnx", "onnxruntime")
 
 
@@ -74,6 +96,22 @@ def test_a_damaged_stage_is_made_again(desk, monkeypatch):
     spine = next((desk.folder / "work" / "stages").glob("export-*/spine.onnx"))
     spine.write_bytes(spine.read_bytes()[:-1])
     assert "export" in _fresh(desk, monkeypatch)
+
+
+@pytest.mark.parametrize("target", ["index % 10", "{'class': index % 10}"])
+def test_a_changed_metric_decodes_no_sample_again_unless_its_targets_cannot_be_kept(desk, monkeypatch, target):
+    desk.write("samples.py", SAMPLES.format(target=target))
+    desk.write("metrics.py", "def m(outputs, targets):\n    return float(len(targets))\n")
+    desk.edit("recipe.toml", 'pool = "digits"\nmetric = "agreement"', 'pool = "samples:pool"\nmetric = "metrics:m"')
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 1.0\n\n[[step]]")
+    _fresh(desk, monkeypatch)
+    (desk.folder / "decoded.txt").unlink()
+    desk.edit("metrics.py", "float(len(targets))", "2.0 * len(targets)")
+    made = set(_fresh(desk, monkeypatch))
+    assert "score" in made
+    assert "predict" not in made
+    decoded = (desk.folder / "decoded.txt").read_text().split()  # the goldens of the new bundle are, in any case
+    assert (len(decoded) > GOLDENS) == target.startswith("{")
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from edgeexport.errors import CorruptFile, DataError, ModelError, RecipeError, RequestError
 from edgeexport.validation.evaluate import (
     load_outputs,
+    load_targets,
     per_sample,
     predictions,
     resolve_metric,
     save_outputs,
+    save_targets,
     score,
 )
 
@@ -258,3 +260,33 @@ def test_outputs_of_nothing_but_float_noise_agree() -> None:
     assert value("cosine", quiet, reference=other) == pytest.approx(100, abs=0.1)
     loud, far = {"y": quiet["y"] * 1e6}, {"y": other["y"] * 1e6}
     assert value("cosine", loud, reference=far) == pytest.approx(0, abs=0.1)
+
+
+TARGETS = {
+    "ints": [3, 0, -7],
+    "floats": [0.5, float("inf"), 1e-300],
+    "bools": [True, False],
+    "numpy ints": [np.int64(3), np.int64(4)],
+    "numpy float32": [np.float32(0.1), np.float32(2)],
+    "arrays": [np.arange(6).reshape(2, 3), np.ones((2, 3), int)],
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_come_back_equal_and_of_the_same_types(name, tmp_path):
+    save_targets(tmp_path / "t.npz", TARGETS[name])
+    back = load_targets(tmp_path / "t.npz")
+    assert [type(target) for target in back] == [type(target) for target in TARGETS[name]]
+    for ours, theirs in zip(back, TARGETS[name], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert getattr(ours, "dtype", None) == getattr(theirs, "dtype", None)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[1, 2.0], [2**70], ["a"], [None], [{"box": 1}], [np.ones(2), np.ones(3)], [np.array([None])], [np.array(1)]],
+    ids=str,
+)
+def test_targets_that_would_come_back_changed_are_not_written(targets, tmp_path):
+    save_targets(tmp_path / "t.npz", targets)
+    assert load_targets(tmp_path / "t.npz") is None
