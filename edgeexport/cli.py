@@ -145,6 +145,8 @@ def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code (see `errors` for the table)."""
     arguments, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
+    # Threads that spin while they wait make a training many times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         commands.main(args=arguments, prog_name="edgeexport", standalone_mode=False)
     except click.exceptions.Exit as leaving:
