@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Feeds, Outputs
 
 OUTPUTS = "outputs.npz"
+TARGETS = "targets.npz"
 SPINE_RUNTIME = "ort"
 BATCH = 32
 
@@ -64,15 +65,16 @@ def runnable_spine(stage: Stage[Spine]) -> Runnable:
 
 
 def predicted(road: Road, model: Runnable, *, split: SplitName) -> Stage[Predicted]:
-    """Run a model over a split once, and keep its outputs."""
+    """Run a model over a split once, and keep its outputs and, where they can be written down, the targets."""
 
     def make(folder: Path) -> Predicted:
-        from edgeexport.validation.evaluate import predictions, save_outputs
+        from edgeexport.validation.evaluate import predictions, save_outputs, save_targets
 
         samples = road.prepared(split, model.spine)
         run, batch = model.open()
         found = predictions(run, samples, batch=batch, progress=road.detail)
         save_outputs(folder / OUTPUTS, found.outputs)
+        save_targets(folder / TARGETS, found.targets)
         return Predicted(model.digest, len(samples), road.splits.get(split).digest)
 
     return road.workspace.stage("predict", key={**model.key(), **road.data_key(split)}, make=make, kind=Predicted)
@@ -84,11 +86,13 @@ def scored(road: Road, model: Runnable, *, source: Runnable, split: SplitName) -
     theirs = predicted(road, source, split=split)
 
     def make(_: Path) -> Scored:
-        from edgeexport.validation.evaluate import load_outputs, resolve_metric, score
+        from edgeexport.validation.evaluate import load_outputs, load_targets, resolve_metric, score
         from edgeexport.validation.judge import drop
 
-        samples = road.prepared(split, model.spine)
-        targets = [samples.target(index) for index in range(len(samples))]
+        targets = load_targets(ours.folder / TARGETS)
+        if targets is None:
+            samples = road.prepared(split, model.spine)
+            targets = [samples.target(index) for index in range(len(samples))]
         metric = resolve_metric(road.recipe.data.metric, Path(road.recipe.folder))
         candidate, reference = load_outputs(ours.folder / OUTPUTS), load_outputs(theirs.folder / OUTPUTS)
         digest = road.splits.get(split).digest
