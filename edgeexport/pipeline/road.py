@@ -109,7 +109,7 @@ def _external_files(path: Path, workspace: Workspace) -> list[Path]:
     return [path.parent / location for location in found.locations]
 
 
-def code_key(code: Any, recipe: Recipe, workspace: Workspace) -> Any:
+def code_key(code: Any, recipe: Recipe, *, workspace: Workspace) -> Any:
     """What a loss, augmentation or metric adds to a key: its name, or what a user's function is made of."""
     if code is None or (isinstance(code, str) and not data.is_reference(code)):
         return code
@@ -120,13 +120,13 @@ def metric_key(recipe: Recipe, workspace: Workspace) -> Any:
     """What the metric adds to a key: its name, or what a user's function is made of."""
     metric = recipe.data.metric
     built_in = isinstance(metric, str) and metric.partition(":")[0] in METRICS
-    return metric if built_in else code_key(metric, recipe, workspace)
+    return metric if built_in else code_key(metric, recipe, workspace=workspace)
 
 
-def training_key(settings: Training, recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+def training_key(settings: Training, recipe: Recipe, *, workspace: Workspace) -> dict[str, Any]:
     """What decides the outcome of a training besides its settings: user code, libraries, threads, CPU features."""
     codes = {"loss": settings.loss, "augment": settings.augment}
-    return {**_machine(), "code": {name: code_key(code, recipe, workspace) for name, code in codes.items()}}
+    return {**_machine(), "code": {name: code_key(code, recipe, workspace=workspace) for name, code in codes.items()}}
 
 
 @functools.cache

@@ -107,7 +107,7 @@ def _source(road: Road, train: Train | None) -> TorchRung:
     if train is not None:
         key |= {
             "train": msgspec.to_builtins(train),
-            **training_key(train.training, recipe, road.workspace),
+            **training_key(train.training, recipe, workspace=road.workspace),
             **road.data_key("train"),
         }
     weights = road.workspace.stage("source", key=key, make=make, kind=TorchWeights)
@@ -134,7 +134,7 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
         "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else _stage_key(source),
         "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else _stage_key(last),
-        **training_key(step.training, recipe, road.workspace),
+        **training_key(step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights)
@@ -159,7 +159,7 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
         "step": msgspec.to_builtins(step),
         "from": _stage_key(last),
         "source": _stage_key(source),
-        **training_key(step.training, road.recipe, road.workspace),
+        **training_key(step.training, road.recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
     weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights)

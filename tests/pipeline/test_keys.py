@@ -128,11 +128,11 @@ def test_a_changed_loss_or_augmentation_of_the_user_trains_again(desk, tmp_path,
     desk.write("learn.py", LOSS.format("outputs.mean()"))
     settings = road.Training(**{part: "learn:loss"})
     with Workspace(tmp_path / "work") as work:
-        before = road.training_key(settings, recipe, work)
-        assert road.training_key(settings, recipe, work) == before
+        before = road.training_key(settings, recipe, workspace=work)
+        assert road.training_key(settings, recipe, workspace=work) == before
         desk.write("learn.py", LOSS.format("outputs.sum() * 2"))
-        assert road.training_key(settings, recipe, work) != before
-        plain = road.training_key(road.Training(), recipe, work)
+        assert road.training_key(settings, recipe, workspace=work) != before
+        plain = road.training_key(road.Training(), recipe, workspace=work)
     assert plain["code"] == {"loss": "cross_entropy", "augment": None}
     assert msgspec.to_builtins(plain) == plain
 
