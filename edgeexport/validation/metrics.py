@@ -33,7 +33,8 @@ class Metric:
         source's output in place of targets.
     function: (outputs, targets) -> float, for user metrics. Neither: the area under the ROC curve.
     factor: from the mean of the samples to the score (100 for points). binary: samples are right (1) or wrong (0).
-    classes: targets are class indices, so that it can be told per class. output: which output, None for the first.
+    classes: targets are class indices, so that it can be told per class. output: which output, None for the first,
+        or for the worst of all where `worst_output` says so.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Metric:
     each_function: Each | None = None
     function: Function | None = None
     output: str | None = None
+    worst_output: bool = False
 
     def pick(self, outputs: Outputs) -> NDArray[Any]:
         """Return the output this metric reads. Raises ModelError naming the outputs there are."""
@@ -65,7 +67,12 @@ class Metric:
             return self.each_function(self.pick(outputs), targets)
         if reference is None:
             raise DataError(f"metric {self.name!r} compares with the source's outputs, and there are none")
-        return self.each_function(self.pick(outputs), self.pick(reference))
+        if not self.worst_output or self.output is not None:
+            return self.each_function(self.pick(outputs), self.pick(reference))
+        import numpy as np
+
+        values = [self.each_function(values, reference[name]) for name, values in outputs.items()]
+        return np.asarray(np.min(values, axis=0))
 
     def whole(self, outputs: Outputs, targets: Sequence[Any]) -> float:
         """Return the score over all samples together. Raises ModelError for a user metric that is not a number."""
@@ -238,5 +245,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType({
     "agreement": Metric(
         "agreement", "points", factor=100.0, binary=True, label_free=True, each_function=agreement
     ),
-    "cosine": Metric("cosine", "points", factor=100.0, label_free=True, each_function=cosine),
+    "cosine": Metric(
+        "cosine", "points", factor=100.0, label_free=True, each_function=cosine, worst_output=True
+    ),
 })  # fmt: skip

@@ -290,3 +290,10 @@ def test_targets_come_back_equal_and_of_the_same_types(name, tmp_path):
 def test_targets_that_would_come_back_changed_are_not_written(targets, tmp_path):
     save_targets(tmp_path / "t.npz", targets)
     assert load_targets(tmp_path / "t.npz") is None
+
+
+def test_cosine_is_that_of_the_worst_output_unless_one_is_named() -> None:
+    source = {"boxes": LOGITS, "scores": LOGITS}
+    found = {"boxes": LOGITS, "scores": -LOGITS}
+    assert value("cosine", found, reference=source) == pytest.approx(-100)
+    assert value("cosine:boxes", found, reference=source) == pytest.approx(100)
