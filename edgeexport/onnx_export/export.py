@@ -1,7 +1,8 @@
 """From a torch module to an .onnx file that computes the same.
 
 The rule: no file is published that was not run on real samples, alone and in a batch of two, and found equal to the
-network. Both routes are tried before giving up, and the record says why a route was rejected.
+network. Both routes are tried before giving up, first with a free batch and then with a batch of one; the record says
+why a route, or the free batch, was rejected.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,8 @@ def export_module(
 ) -> ExportRecord:
     """Write `module`, in evaluation mode, as .onnx with a free batch axis; the module itself is left as it was.
 
+    A network with its batch built in (`reshape(1, 64)`, say) gets a batch fixed at 1, and a note that says why.
+
     spec: its `inputs` (name → shape, batch first) are passed to `forward` by name if all of them are its parameters,
     else in order; its `outputs` name what comes out; by default the keys of a returned dict, or "output", or
     "output_0", "output_1", ... samples: feeds of a batch of one. tolerance: largest allowed |difference| divided by
@@ -56,41 +60,94 @@ def export_module(
     no route agrees with it.
     """
     need("torch", purpose="exporting a network")
-    _check_samples(spec.inputs, samples)
+    _check_samples(spec.shapes(), samples)
+    reasons: dict[bool, list[str]] = {True: [], False: []}
     with _evaluating(module):
-        call = _call(module, spec, samples=samples)
-        feeds = [*samples, {name: value.numpy() for name, value in call.tensors.items()}]
-        expected = [_run(module, each, call=call) for each in feeds]
-        _check_outputs(expected)
-        notes: list[str] = []
-        for name, route in routes.ROUTES:
-            progress(f"export with {name}", None)
-            try:
-                model = _translate(route, module, call=call, inputs=spec.inputs)
-                graph.save(_name_batch(model, alone=expected[0], paired=expected[-1]), path)
-            except FAILURES as error:
-                notes.append(f"{name} failed: {_brief(error)}")
+        for free, notes in reasons.items():
+            if not free:
+                notes.append(f"the batch is fixed at 1: {'; '.join(reasons[True])}")
+            case = _case_or_reason(module, spec, samples=samples) if free else _case(module, spec, samples=samples)
+            if isinstance(case, str):
+                notes.append(case)
                 continue
-            parity = _verify(path, feeds, expected=expected, tolerance=tolerance)
-            if parity.holds:
-                return ExportRecord(name, routes.OPSET, parity, tuple(notes))
-            path.unlink()
-            notes.append(f"{name} disagrees with the network: {parity.reason}")
+            record = _export(case, path, tolerance=tolerance, notes=notes, progress=progress)
+            if record is not None:
+                return record
     raise ModelError(
-        "no exporter gives an .onnx file that agrees with the network: " + "; ".join(notes),
+        "no exporter gives an .onnx file that agrees with the network: "
+        f"with a free batch: {'; '.join(reasons[True])}; with a batch of one: {'; '.join(reasons[False][1:])}",
         next_step="look for control flow that depends on data, or export it yourself and give `model.onnx`",
     )
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A network, the shapes of its inputs, how it is called, and what it answers to what."""
+
+    module: nn.Module
+    inputs: Mapping[str, tuple[int, ...]]
+    call: Call
+    feeds: list[Feeds]
+    expected: list[Outputs]
+
+
+def _case_or_reason(module: nn.Module, spec: ModelSpec, *, samples: Sequence[Feeds]) -> _Case | str:
+    """Return the case of a free batch, or why the network itself has none."""
+    try:
+        return _case(module, spec, samples=samples, free=True)
+    except ModelError as error:
+        return str(error)
+
+
+def _case(module: nn.Module, spec: ModelSpec, *, samples: Sequence[Feeds], free: bool = False) -> _Case:
+    """Run the network on every sample, and on two together if the batch is to be free. Raises ModelError."""
+    call = _call(module, spec, samples=samples, free=free)
+    feeds = list(samples)
+    if free:
+        feeds.append({name: value.numpy() for name, value in call.tensors.items()})
+    elif len(feeds) == 1:
+        feeds.append(_other(feeds[0]))  # what a trace froze at one sample shows on another
+    expected = [_run(module, each, call=call) for each in feeds]
+    _check_outputs(expected)
+    return _Case(module, spec.shapes(), call, feeds, expected)
+
+
+def _export(case: _Case, path: Path, *, tolerance: float, notes: list[str], progress: Progress) -> ExportRecord | None:
+    """Take the first route whose file agrees with the network; None if there is none. Adds to `notes` what is wrong."""
+    for name, route in routes.ROUTES:
+        progress(f"export with {name}", None)
+        parity = _attempt(case, route, path=path, tolerance=tolerance)
+        if isinstance(parity, Parity):
+            return ExportRecord(name, routes.OPSET, parity, tuple(notes))
+        notes.append(f"{name} {parity}")
+    return None
+
+
+def _attempt(case: _Case, route: Route, *, path: Path, tolerance: float) -> Parity | str:
+    """Write the file by one route and compare; return the parity that holds, or what is wrong (and no file)."""
+    try:
+        model = _translate(route, case.module, call=case.call, inputs=case.inputs)
+        if case.call.free:
+            model = _name_batch(model, alone=case.expected[0], paired=case.expected[-1])
+        graph.save(model, path)
+    except FAILURES as error:
+        return f"failed: {_brief(error)}"
+    parity = _verify(path, case.feeds, expected=case.expected, tolerance=tolerance)
+    if parity.holds:
+        return parity
+    path.unlink()
+    return f"disagrees with the network: {parity.reason}"
+
+
 def _translate(route: Route, module: nn.Module, *, call: Call, inputs: Mapping[str, tuple[int, ...]]) -> ModelProto:
-    """Run one route; the result has checked weights, fixed inputs with a free batch, and no traces of where it ran."""
+    """Run one route; the result has checked weights, inputs fixed but for a free batch, no traces of where it ran."""
     model = route(module, call)
     kept = {value.name for value in model.graph.input}
     if dropped := [name for name in inputs if name not in kept]:
         raise RuntimeError(f"the inputs {', '.join(dropped)} have no influence on any output")
     graph.check_weights(model)
-    free = with_input_shapes(model, {name: (BATCH, *shape[1:]) for name, shape in inputs.items()})
-    return strip(free)
+    batch = BATCH if call.free else 1
+    return strip(with_input_shapes(model, {name: (batch, *shape[1:]) for name, shape in inputs.items()}))
 
 
 def _name_batch(model: ModelProto, *, alone: Outputs, paired: Outputs) -> ModelProto:
@@ -114,21 +171,21 @@ def _verify(path: Path, feeds: Sequence[Feeds], *, expected: Sequence[Outputs], 
         return Parity(NETWORK, file_digest(path), len(feeds), outputs=(), holds=False, reason=str(error))
 
 
-def _call(module: nn.Module, spec: ModelSpec, *, samples: Sequence[Feeds]) -> Call:
-    """Find out how to call the network, what it returns, and an example with a batch of two different samples."""
+def _call(module: nn.Module, spec: ModelSpec, *, samples: Sequence[Feeds], free: bool) -> Call:
+    """Find out how to call the network, what it returns, and an example: two different samples if the batch is free."""
     import torch
 
     parameters = inspect.signature(module.forward).parameters
     keywords = all(name in parameters for name in spec.inputs)
     names = [name for name in parameters if name in spec.inputs] if keywords else list(spec.inputs)
-    pair = (samples[0], samples[1] if len(samples) > 1 else _other(samples[0]))
+    pair = (samples[0], samples[1] if len(samples) > 1 else _other(samples[0]))[: 2 if free else 1]
     tensors = {name: torch.cat([torch.from_numpy(feeds[name].copy()) for feeds in pair]) for name in names}
-    call = Call(tensors, outputs=(), keywords=keywords)
+    call = Call(tensors, outputs=(), keywords=keywords, free=free)
     found = _named(_forward(module, call))
     outputs = tuple(spec.outputs) or tuple(found)
     if len(outputs) != len(found):
         raise ModelError(f"`model.outputs` names {len(outputs)} outputs, the network returns {len(found)}")
-    return Call(tensors, outputs=outputs, keywords=keywords)
+    return Call(tensors, outputs=outputs, keywords=keywords, free=free)
 
 
 def _other(feeds: Feeds) -> Feeds:

@@ -26,14 +26,16 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Call:
-    """How a network is called. tensors: input name → example with a batch of two; the order is that of `forward`.
+    """How a network is called. tensors: input name → example; the order is that of `forward`.
 
     keywords: pass the inputs by name, because all of them are parameters of `forward`. outputs: names, in order.
+    free: leave the batch axis free, the example is a batch of two; else it is one sample, and the batch stays at 1.
     """
 
     tensors: dict[str, torch.Tensor]
     outputs: tuple[str, ...]
     keywords: bool
+    free: bool = True
 
     @property
     def args(self) -> tuple[torch.Tensor, ...]:
@@ -54,7 +56,7 @@ def export_with_dynamo(module: nn.Module, call: Call) -> ModelProto:
     import torch
 
     batch = torch.export.Dim(BATCH)
-    free = {name: {0: batch} for name in call.tensors}
+    axes = {name: {0: batch} if call.free else None for name in call.tensors}
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -64,7 +66,7 @@ def export_with_dynamo(module: nn.Module, call: Call) -> ModelProto:
             opset_version=OPSET,
             input_names=list(call.tensors),
             output_names=list(call.outputs),
-            dynamic_shapes=free if call.keywords else tuple(free.values()),
+            dynamic_shapes=axes if call.keywords else tuple(axes.values()),
             external_data=False,
             verbose=False,
         )
@@ -89,7 +91,7 @@ def export_with_torchscript(module: nn.Module, call: Call) -> ModelProto:
             opset_version=OPSET,
             input_names=list(call.tensors),
             output_names=list(call.outputs),
-            dynamic_axes={name: {0: BATCH} for name in names},
+            dynamic_axes={name: {0: BATCH} for name in names} if call.free else None,
             verbose=False,
         )
     return parse(stream.getvalue(), origin="the exported model")

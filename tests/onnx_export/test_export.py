@@ -20,7 +20,7 @@ from edgeexport.onnx_export import clean, export_module, routes
 from edgeexport.records.export import ExportRecord
 from edgeexport.records.recipe import ModelSpec
 from tests.needs import ROOT
-from tests.onnx_export.networks import SPEC, Branches, Net, TwoInputs, pictures, seeded
+from tests.onnx_export.networks import SPEC, Branches, BuiltIn, Net, TwoInputs, pictures, seeded
 
 
 def export(module: nn.Module, path: Path, *, spec: ModelSpec = SPEC, samples: Any = None) -> ExportRecord:
@@ -98,6 +98,32 @@ def test_control_flow_that_depends_on_data_is_caught_by_the_samples(tmp_path: Pa
         export(seeded(Branches()), tmp_path / "net.onnx", spec=spec, samples=samples)
 
 
+@pytest.mark.parametrize(("name", "count"), [("dynamo", 3), ("torchscript", 3), ("dynamo", 1)])
+def test_a_network_with_its_batch_built_in_is_exported_with_a_batch_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    monkeypatch.setattr(routes, "ROUTES", tuple(row for row in routes.ROUTES if row[0] == name))
+    record = export(seeded(BuiltIn()), tmp_path / "net.onnx", samples=pictures(count))
+    assert record.exporter == name
+    assert record.parity.holds
+    assert record.parity.samples == max(count, 2)
+    assert len(record.notes) == 1
+    assert record.notes[0].startswith("the batch is fixed at 1: the network fails on a sample with the shapes")
+    signature = graph.signature(graph.load(tmp_path / "net.onnx"))
+    assert [spec.shape for spec in (*signature.inputs, *signature.outputs)] == [(1, 3, 8, 8), (1, 5)]
+
+
+def test_a_free_batch_that_no_exporter_gets_right_is_given_up_with_the_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_alone(module: nn.Module, call: routes.Call) -> Any:
+        return broken(module, call) if call.free else routes.export_with_dynamo(module, call)
+
+    monkeypatch.setattr(routes, "ROUTES", (("dynamo", only_alone),))
+    record = export(seeded(Net()), tmp_path / "net.onnx")
+    assert record.notes[0].startswith("the batch is fixed at 1: dynamo failed: OnnxExporterError")
+
+
 def test_inputs_go_by_name_and_outputs_by_the_keys_of_the_dict(tmp_path: Path) -> None:
     spec = ModelSpec(factory="networks:TwoInputs", inputs={"mask": (1, 7), "ids": (1, 7)})
     ids = np.arange(7).reshape(1, 7)
@@ -132,7 +158,7 @@ def test_weights_that_are_not_finite_are_refused_before_any_export(tmp_path: Pat
 def test_a_network_that_fails_on_its_sample_says_on_what(tmp_path: Path) -> None:
     spec = ModelSpec(factory="networks:Net", inputs={"image": (1, 1, 8, 8)})
     samples = [{"image": np.zeros((1, 1, 8, 8), np.float32)}]
-    with pytest.raises(ModelError, match=r"fails on a sample with the shapes .*2, 1, 8, 8"):
+    with pytest.raises(ModelError, match=r"fails on a sample with the shapes .*\[1, 1, 8, 8\]"):
         export(Net(), tmp_path / "net.onnx", spec=spec, samples=samples)
 
 
