@@ -20,7 +20,7 @@ from edgeexport.data.sources import Samples, named_set, open_samples, read_raw, 
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature
-from edgeexport.records.recipe import DataSpec, Recipe
+from edgeexport.records.recipe import LABEL_FREE_METRICS, DataSpec, Quantize, Recipe
 from edgeexport.records.splits import SourceName, Split, SplitIndices, SplitName
 
 _REPORT_EVERY = 500
@@ -66,7 +66,7 @@ def open_split(recipe: Recipe, found: SplitIndices, *, name: SplitName, signatur
     """Return one split, ready to feed a model with this signature, under the recipe's preprocessing."""
     split = found.get(name)
     data = _check(recipe.data)
-    samples = open_samples(getattr(data, split.source), recipe, labelled=_labelled(split.source, data))
+    samples = open_samples(getattr(data, split.source), recipe, labelled=_labelled(split.source, recipe))
     return Prepared(samples, split.indices, resolve_preprocess(recipe), signature)
 
 
@@ -89,8 +89,15 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and str(one) == str(other))
 
 
-def _labelled(name: SourceName, data: DataSpec) -> bool:
-    """Calibration needs no labels, unless it stands in for `train`."""
+def _labelled(name: SourceName, recipe: Recipe) -> bool:
+    """Whether a source must have labels: none does where nothing is trained and the metric knows no labels.
+
+    Calibration needs none, unless it stands in for `train`.
+    """
+    data = _check(recipe.data)
+    trains = any(not isinstance(step, Quantize) for step in recipe.step)
+    if not trains and str(data.metric).partition(":")[0] in LABEL_FREE_METRICS:
+        return False
     return name != "calibration" or (data.train is None and data.pool is None and data.evaluate is not None)
 
 
@@ -105,7 +112,7 @@ def _own_calibration(data: DataSpec, recipe: Recipe) -> bool:
 def _read(name: SourceName, recipe: Recipe, *, progress: Progress) -> _Source:
     """Open a source and take every sample's digest; a NaN anywhere ends it here, with the sample's name."""
     data = _check(recipe.data)
-    samples = open_samples(getattr(data, name), recipe, labelled=_labelled(name, data))
+    samples = open_samples(getattr(data, name), recipe, labelled=_labelled(name, recipe))
     digests: list[str] = []
     for index in range(len(samples)):
         digests.append(sample_digest(read_raw(samples, index)[0]))

@@ -29,7 +29,8 @@ from edgeexport.records.bounds import (
     check_shape,
 )
 
-MetricName = str
+# They compare with the source's own outputs; samples for them need no labels.
+LABEL_FREE_METRICS = ("agreement", "cosine")
 InputType = Literal["float32", "int64", "int32", "uint8"]
 
 

@@ -203,3 +203,18 @@ def test_train_beside_a_pool_leaves_the_judging_to_the_pool(recipe: MakeRecipe) 
 def test_a_pool_and_evaluate_together_are_refused(recipe: MakeRecipe) -> None:
     with pytest.raises(RecipeError, match="pool"):
         splits(recipe(pool=rows(1, 2), evaluate=rows(3)))
+
+
+def test_a_label_free_metric_needs_no_labels(recipe: MakeRecipe, tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=np.arange(60, dtype=np.float32).reshape(20, 3))
+    with pytest.raises(DataError, match="label"):
+        splits(recipe(pool=str(tmp_path / "plain.npz"), metric="top1"))
+    free = recipe(pool=str(tmp_path / "plain.npz"), metric="cosine")
+    assert sum(splits(free).counts().values()) >= 20
+
+
+def test_the_label_free_metrics_are_those_that_say_so() -> None:
+    from edgeexport.records.recipe import LABEL_FREE_METRICS
+    from edgeexport.validation.metrics import METRICS
+
+    assert set(LABEL_FREE_METRICS) == {name for name, metric in METRICS.items() if metric.label_free}
