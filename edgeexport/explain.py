@@ -11,8 +11,9 @@ import msgspec
 
 from edgeexport.records.base import Record
 from edgeexport.records.recipe import Recipe
-from edgeexport.records.target import load_target, target_names
-from edgeexport.validation.judge import stricter
+from edgeexport.records.target import Target, load_target, target_names
+from edgeexport.validation.judge import POINTS, stricter
+from edgeexport.validation.metrics import METRICS
 from edgeexport.workspace import version_of
 
 ABILITIES = (
@@ -41,8 +42,20 @@ def explanation(recipe: Recipe, targets: Sequence[str]) -> dict[str, dict[str, A
         sections[f"step {number}"] = _plain(step)
     for target in map(load_target, targets):
         sections[f"target {target.name}"] = {**_plain(target), "number_format": _plain(target.numbers())}
-        sections[f"limits in force on {target.name}"] = _plain(stricter(recipe.limits, target))
+        sections[f"limits in force on {target.name}"] = _in_force(recipe, target)
     return sections
+
+
+def _in_force(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """The limits that recipe and target add up to. The unit of a user's metric stands in code that is not run here."""
+    metric = recipe.data.metric
+    name = str(metric).partition(":")[0]
+    if isinstance(metric, str) and name not in METRICS:
+        shown = _plain(stricter(recipe.limits, target, unit=POINTS))
+        own = "none given" if recipe.limits.max_drop is None else f"{recipe.limits.max_drop:g}"
+        return {**shown, "max_drop": f"{shown['max_drop']} if the metric's unit is points, else the recipe's ({own})"}
+    unit = METRICS[name].unit if isinstance(metric, str) else str(getattr(metric, "unit", ""))
+    return _plain(stricter(recipe.limits, target, unit=unit))
 
 
 def diagnosis() -> dict[str, Any]:

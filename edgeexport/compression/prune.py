@@ -58,10 +58,11 @@ def plan_pruning(
         least = min(least, after)
         if after <= goal:
             return PruningPlan(step.criterion, grid.round_to, before, after, chosen, refused)
+    asked, reached = before / max(goal, 1), before / max(least, 1)
     raise ModelError(
-        f"pruning cannot reach {before / goal:.2f} times fewer multiply-accumulates ({goal:,} of {before:,}): "
-        f"the channels that may go leave {least:,} ({before / least:.2f} times)",
-        next_step=_what_holds_back(before / least, refused),
+        f"pruning cannot reach {asked:.2f} times fewer multiply-accumulates ({goal:,} of {before:,}): "
+        f"the channels that may go leave {least:,} ({reached:.2f} times)",
+        next_step=_what_holds_back(reached, refused),
     )
 
 
@@ -124,7 +125,8 @@ def _check_locked(module: torch.nn.Module, locked: Sequence[str]) -> None:
 
 
 def _what_holds_back(reached: float, refused: Mapping[str, str]) -> str:
-    text = f"ask for macs = {math.floor(reached * 100) / 100} or less"
+    most = math.floor(reached * 100) / 100
+    text = f"ask for macs = {most} or less" if most > 1 else "leave the prune step out: no channel may go"
     return text + "".join(f"; `{name}` stays: {reason}" for name, reason in list(refused.items())[:3])
 
 

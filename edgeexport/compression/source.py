@@ -5,14 +5,14 @@ The rule: a module is never stored, only what rebuilds it: factory, plans, weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeexport.compression.checkpoint import build, load_weights
 from edgeexport.compression.prune import apply_pruning
 from edgeexport.records.pruning import PruningPlan
-from edgeexport.records.recipe import ModelSpec, expand
+from edgeexport.records.recipe import Inputs, ModelSpec, expand, input_shapes, input_types
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,19 @@ def load_torch(
     return module.eval()
 
 
-def example_feeds(inputs: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return one sample of seeded float32 noise for each input: shape (1, ...), in order."""
+def example_feeds(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Return one sample of seeded noise for each input: shape (1, ...), in order.
+
+    Integers are 0 or 1: indices that any table with two rows has.
+    """
     import numpy as np
 
     generator = np.random.default_rng(0)
-    return {name: generator.standard_normal((1, *shape[1:]), np.float32) for name, shape in inputs.items()}
+    types = input_types(inputs)
+
+    def noise(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if dtype == "float32":
+            return generator.standard_normal(shape, np.float32)
+        return generator.integers(0, 2, shape).astype(dtype)
+
+    return {name: noise((1, *shape[1:]), types[name]) for name, shape in input_shapes(inputs).items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeexport.data.arrays import sample_digest
 from edgeexport.data.preprocess import resolve_preprocess
-from edgeexport.data.sources import Samples, named_set, open_samples, read_raw
+from edgeexport.data.sources import Samples, label_names, named_set, open_samples, read_raw
 from edgeexport.data.usercode import is_reference, source_files
 from edgeexport.errors import DataError
 from edgeexport.records.recipe import Recipe
@@ -22,9 +22,11 @@ def data_identity(recipe: Recipe, digest: Callable[[Path], str]) -> dict[str, An
     """Return plain data that changes whenever the recipe's data or its preprocessing does.
 
     digest: gives a file's digest (the workspace's one remembers it). A folder is known by its files' names, sizes and
-    times. Raises DataError for a missing file.
+    times. Raises DataError for a missing file. The model's labels change no sample, but must be readable.
     """
     data = recipe.data
+    if recipe.model.labels is not None:
+        label_names(recipe.resolve(recipe.model.labels))
     sources = {"train": data.train, "evaluate": data.evaluate, "pool": data.pool, "calibration": data.calibration}
     given = {name: value for name, value in sources.items() if value is not None}
     return {

@@ -6,6 +6,7 @@ the model's signature is refused with both values.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.data.arrays import Arrays, as_arrays, check_finite
@@ -13,6 +14,7 @@ from edgeexport.data.resize import resize
 from edgeexport.data.sources import named_set
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.records.artifact import Signature, TensorSpec
+from edgeexport.records.calibration import calibration_names, load_calibration_set
 from edgeexport.records.recipe import Preprocess, Recipe
 
 if TYPE_CHECKING:
@@ -28,11 +30,20 @@ def resolve_preprocess(recipe: Recipe) -> Preprocess | None:
     if recipe.preprocess is not None:
         named = named_set(recipe.preprocess, recipe)
         if named is None or named[0].preprocess is None:
-            raise RecipeError(f"`preprocess`: {recipe.preprocess!r} names no preprocessing under calibration/")
+            raise RecipeError(
+                f"`preprocess`: {recipe.preprocess!r} names no preprocessing under calibration/",
+                next_step=_did_you_mean(recipe.preprocess),
+            )
         return named[0].preprocess
     data = recipe.data
     sets = (named_set(source, recipe) for source in (data.calibration, data.pool, data.train, data.evaluate))
     return next((found[0].preprocess for found in sets if found is not None and found[0].preprocess), None)
+
+
+def _did_you_mean(name: str) -> str:
+    known = [each for each in calibration_names() if load_calibration_set(each)[0].preprocess]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
 
 
 def prepare(raw: object, preprocess: Preprocess | None, *, signature: Signature, name: str = "sample") -> Arrays:

@@ -176,11 +176,32 @@ def _unique(names: tuple[str, ...], path: Path) -> tuple[str, ...]:
     return names
 
 
-def class_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the classes in index order, as people read them; empty when the data does not tell.
+def label_names(path: Path) -> tuple[str, ...]:
+    """Return the lines of a text file, one name a line, the first for class 0. Two classes may share a name.
 
-    Reads names only, never a sample, and never imports user code.
+    Raises DataError for a file that is missing, not text, empty, or has an empty line between names.
     """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"`model.labels`: {path} is not readable as a list of names: {error}",
+            next_step="paths count from the recipe's folder",
+        ) from error
+    if not names:
+        raise DataError(f"`model.labels`: {path} holds no names")
+    if "" in names:
+        raise DataError(f"`model.labels`: {path}: line {names.index('') + 1} is empty", next_step="one name a line")
+    return tuple(names)
+
+
+def class_names(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the classes in index order, as people read them; empty when nothing tells them.
+
+    `model.labels` comes first, then the data. Reads names only, never a sample, and never imports user code.
+    """
+    if recipe.model.labels is not None:
+        return label_names(recipe.resolve(recipe.model.labels))
     data = recipe.data
     if data.classes is not None:
         return class_table(recipe)[1]

@@ -11,6 +11,7 @@ from edgeexport.graph.files import load as load
 from edgeexport.graph.files import save as save
 from edgeexport.graph.lifting import lift as lift
 from edgeexport.graph.lifting import lift_operators as lift_operators
+from edgeexport.graph.shapes import complete_inputs as complete_inputs
 from edgeexport.graph.shapes import fix_inputs as fix_inputs
 from edgeexport.graph.shapes import free_inputs as free_inputs
 from edgeexport.graph.shapes import infer_shapes as infer_shapes

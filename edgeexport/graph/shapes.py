@@ -61,6 +61,34 @@ def fix_inputs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]], *, free
     return fixed if batch_refusal(freed, inputs) else freed
 
 
+def complete_inputs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return `inputs` and, for every input that is not in it, the model's own shape; an open batch axis becomes 1.
+
+    Raises ModelError naming the input and the axis where the model leaves another axis open.
+    """
+    own = {value.name: _own_shape(value) for value in free_inputs(model) if value.name not in inputs}
+    return {**inputs, **own}
+
+
+def _own_shape(value: ValueInfoProto) -> tuple[int, ...]:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise ModelError(
+            f"input {value.name!r}: the model does not say its shape",
+            next_step=f"say e.g. inputs = {{ {value.name} = [1, 3, 224, 224] }}",
+        )
+    sizes = [max(0, dim.dim_value) for dim in tensor.shape.dim]
+    for axis, size in enumerate(sizes):
+        if not size and axis:
+            called = tensor.shape.dim[axis].dim_param
+            shown = ", ".join(str(size or (224 if axis else 1)) for axis, size in enumerate(sizes))
+            raise ModelError(
+                f"input {value.name!r}: the model leaves axis {axis}{f' ({called})' if called else ''} open",
+                next_step=f"say e.g. inputs = {{ {value.name} = [{shown}] }}",
+            )
+    return tuple(size or 1 for size in sizes)
+
+
 def with_input_shapes(model: ModelProto, inputs: Mapping[str, tuple[int | str, ...]]) -> ModelProto:
     """Return a copy with these input shapes (a text names a free axis); all other shapes are dropped and inferred."""
     import onnx

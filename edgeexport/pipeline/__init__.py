@@ -16,7 +16,7 @@ import msgspec
 
 from edgeexport import __version__, runtimes
 from edgeexport.errors import EdgeExportError, RecipeError
-from edgeexport.pipeline.gates import max_drop
+from edgeexport.pipeline.gates import check_bars, max_drop
 from edgeexport.pipeline.packing import bundle_name, packed
 from edgeexport.pipeline.road import Road, model_key, open_road
 from edgeexport.pipeline.ship import Choice, choose, result
@@ -27,7 +27,7 @@ from edgeexport.records.base import digest, to_json
 from edgeexport.records.recipe import Recipe
 from edgeexport.records.run import RunRecord, TargetResult
 from edgeexport.records.target import Target, load_target
-from edgeexport.workspace import Workspace, publish
+from edgeexport.workspace import Workspace, publish, usable
 
 REPORT = "report.html"
 RECORD = "run.json"
@@ -54,7 +54,9 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     for target in places:
         device_for(target, device)
     out = Path(out)
+    usable(out)
     with Workspace(Path(workspace)) as work:
+        check_bars(recipe, work, targets=places)
         road = open_road(recipe, work, progress=progress)
         climbed = climb(road, max_drop(road, places[0]))
         record = _record(road, climbed)

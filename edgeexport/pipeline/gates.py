@@ -7,19 +7,21 @@ through the same `scored`, but only `ship` may ask for it, once a target.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeexport import runtimes
+from edgeexport import data, runtimes
 from edgeexport.pipeline.road import Road, metric_key
 from edgeexport.records.artifact import Signature
+from edgeexport.records.recipe import Recipe
 from edgeexport.records.splits import SplitName
-from edgeexport.records.stages import Predicted, Scored, Spine
+from edgeexport.records.stages import MetricUnit, Predicted, Scored, Spine
 from edgeexport.records.target import Target
 from edgeexport.runtimes.protocol import adapt_feeds, adapt_outputs
-from edgeexport.workspace import Stage, versions
+from edgeexport.validation.metrics import METRICS
+from edgeexport.workspace import Stage, Workspace, versions
 
 if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Feeds, Outputs
@@ -105,11 +107,35 @@ def scored(road: Road, model: Runnable, *, source: Runnable, split: SplitName) -
     return road.workspace.stage("score", key=key, make=make, kind=Scored).record
 
 
+def metric_unit(recipe: Recipe, workspace: Workspace) -> str:
+    """The unit of the recipe's metric. That of a user's function is kept, so that a finished run need not import it."""
+    from edgeexport.validation.evaluate import resolve_metric
+
+    metric = recipe.data.metric
+
+    def make(_: Path) -> MetricUnit:
+        return MetricUnit(resolve_metric(metric, Path(recipe.folder)).unit)
+
+    if not data.is_reference(metric) or metric.partition(":")[0] in METRICS:
+        return make(Path()).unit
+    key = {"metric": metric_key(recipe, workspace)}
+    return workspace.stage("metric", key=key, make=make, kind=MetricUnit).record.unit
+
+
+def check_bars(recipe: Recipe, workspace: Workspace, *, targets: Sequence[Target]) -> None:
+    """Raise RecipeError, before any work, where nothing says how much may be lost in the metric's own unit."""
+    from edgeexport.validation.judge import stricter
+
+    unit = metric_unit(recipe, workspace)
+    for target in targets:
+        stricter(recipe.limits, target, unit=unit)
+
+
 def max_drop(road: Road, target: Target) -> float | None:
     """The stricter of the recipe's and the target's limit, in the metric's unit; None when neither sets one."""
     from edgeexport.validation.judge import stricter
 
-    return stricter(road.recipe.limits, target).max_drop
+    return stricter(road.recipe.limits, target, unit=metric_unit(road.recipe, road.workspace)).max_drop
 
 
 def drop_gate(result: Scored, bar: float | None) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.callables import tensor_text
-from edgeexport.records.recipe import Distill, ModelSpec, Recipe, Step
+from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Recipe, Step, input_shapes, input_types
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ def is_live(spec: ModelSpec) -> bool:
     return isinstance(spec.factory, str) and spec.factory.startswith(PREFIX)
 
 
-def _named_step(step: Step, inputs: Mapping[str, tuple[int, ...]], *, found: dict[str, nn.Module]) -> Step:
+def _named_step(step: Step, inputs: Inputs, *, found: dict[str, nn.Module]) -> Step:
     if not isinstance(step, Distill):
         return step
     student = step.student and _named(step.student, inputs, found=found)
@@ -48,7 +48,7 @@ def _named_step(step: Step, inputs: Mapping[str, tuple[int, ...]], *, found: dic
     return msgspec.structs.replace(step, student=student, teacher=teacher)
 
 
-def _named(spec: ModelSpec, inputs: Mapping[str, tuple[int, ...]], *, found: dict[str, nn.Module]) -> ModelSpec:
+def _named(spec: ModelSpec, inputs: Inputs, *, found: dict[str, nn.Module]) -> ModelSpec:
     if spec.factory is None or isinstance(spec.factory, str):
         return spec
     module = _module(spec.factory)
@@ -66,11 +66,14 @@ def _module(factory: Any) -> nn.Module:
     return module
 
 
-def _identity(module: nn.Module, inputs: Mapping[str, tuple[int, ...]]) -> str:
+def _identity(module: nn.Module, inputs: Inputs) -> str:
     """Digest the exported graph's operations, and the name, type and bytes of every weight, buffer and constant."""
     import torch
 
-    example = tuple(torch.zeros(tuple(shape)) for shape in inputs.values())
+    types = input_types(inputs)
+    example = tuple(
+        torch.zeros(shape, dtype=getattr(torch, types[name])) for name, shape in input_shapes(inputs).items()
+    )
     training = module.training
     program = torch.export.export(module.eval(), example)
     module.train(training)

@@ -24,7 +24,7 @@ from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress, details
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.base import digest
-from edgeexport.records.recipe import ModelSpec, Preprocess, Recipe, Training
+from edgeexport.records.recipe import Inputs, ModelSpec, Preprocess, Recipe, Training, input_shapes, input_types
 from edgeexport.records.splits import SplitIndices, SplitName
 from edgeexport.records.stages import ExternalFiles
 from edgeexport.validation.metrics import METRICS
@@ -138,10 +138,16 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def declared_signature(inputs: Mapping[str, tuple[int, ...]]) -> Signature:
-    """The signature that a recipe's `inputs` promise: float32 with a free batch; rank 4 means pictures, NCHW."""
+def declared_signature(inputs: Inputs) -> Signature:
+    """The signature that a recipe's `inputs` promise, with a free batch; float32 of rank 4 means pictures, NCHW."""
+    types = input_types(inputs)
     specs = [
-        TensorSpec(name, "float32", ("batch", *shape[1:]), "NCHW" if len(shape) == 4 else "as-is")
-        for name, shape in inputs.items()
+        TensorSpec(
+            name,
+            types[name],
+            ("batch", *shape[1:]),
+            "NCHW" if len(shape) == 4 and types[name] == "float32" else "as-is",
+        )
+        for name, shape in input_shapes(inputs).items()
     ]
     return Signature(tuple(specs), ())

@@ -124,7 +124,7 @@ def _judged_on(
         unmeasured=times.reason or "it was not measured",
         uncompared=_uncompared(times),
     )
-    return limits(evidence, target, recipe=road.recipe.limits), scores
+    return limits(evidence, target, recipe=road.recipe.limits, unit=scores.score.unit), scores
 
 
 def _uncompared(times: Timed) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph, onnx_export, runtimes
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, RecipeError
 from edgeexport.pipeline.road import Road, declared_signature, model_key
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
-from edgeexport.records.recipe import Recipe
+from edgeexport.records.recipe import InputSpec, Recipe, input_shapes
 from edgeexport.records.stages import Spine
 from edgeexport.records.target import Tolerance
 from edgeexport.validation.compare import compare_sessions
@@ -73,7 +73,12 @@ def read_source(recipe: Recipe) -> Any:
     """Load the recipe's .onnx file with its weights checked and its inputs fixed to the recipe's shapes."""
     model = graph.load(recipe.resolve(str(recipe.model.onnx)))
     graph.check_weights(model)
-    return graph.fix_inputs(model, recipe.model.inputs, free_batch=True)
+    asked = recipe.model.inputs
+    own = {spec.name: spec.dtype for spec in graph.signature(model).inputs}
+    for name, spec in asked.items():
+        if isinstance(spec, InputSpec) and own.get(name, spec.dtype) != spec.dtype:
+            raise RecipeError(f"`model.inputs.{name}` is {spec.dtype}, the .onnx file's input is {own[name]}")
+    return graph.fix_inputs(model, graph.complete_inputs(model, input_shapes(asked)), free_batch=True)
 
 
 def _clean(road: Road, folder: Path, *, maker: str, parent: str) -> tuple[Artifact, Parity, tuple[str, ...]]:

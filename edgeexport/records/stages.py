@@ -64,6 +64,12 @@ class Scored(Record):
     drop: Drop | None
 
 
+class MetricUnit(Record):
+    """The unit of a user's metric, so that a finished run need not ask the user's code again."""
+
+    unit: str
+
+
 class Timed(Record):
     """Measurements of candidate and source, interleaved, and their latency ratio. reason: why there are none."""
 

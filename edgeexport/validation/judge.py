@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeexport.devices.protocol import feature_gap
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, RecipeError
 from edgeexport.records.measurement import Comparison, Conditions, Interval, Measurement
 from edgeexport.records.recipe import Limits
 from edgeexport.records.target import Target
@@ -34,6 +34,7 @@ BOOTSTRAP_SAMPLES = 50
 SIGNIFICANT = 0.05
 LARGEST_SEARCH = 10**9
 MB = 1e6
+POINTS = "points"
 UNITS = {"max_size_mb": " MB", "max_latency_ms": " ms", "max_memory_mb": " MB", "never_larger": " bytes"}
 
 
@@ -111,22 +112,35 @@ def samples_to_prove(found: Drop, bar: float) -> int | None:
     return low
 
 
-def stricter(recipe: Limits, target: Target) -> Limits:
-    """Return the bars in force: of each limit the smaller one when both recipe and target give it."""
+def stricter(recipe: Limits, target: Target, *, unit: str) -> Limits:
+    """Return the bars in force: of each limit the smaller one when both recipe and target give it.
+
+    unit: the metric's. A target's `max_drop` is in points and counts for a metric in points only; for any other the
+    recipe must give its own, else RecipeError.
+    """
+    if unit != POINTS and recipe.max_drop is None and target.limits.max_drop is not None:
+        raise RecipeError(
+            f"the metric is in {f'the unit {unit!r}' if unit else 'a unit of its own'}, and the `max_drop` of target "
+            f"{target.name!r} ({target.limits.max_drop:g}) is in points",
+            next_step="say how much may be lost: [limits] max_drop = ... in the recipe, in the metric's own unit",
+        )
 
     def least(name: str) -> float | None:
-        bars = [bar for bar in (getattr(recipe, name), getattr(target.limits, name)) if bar is not None]
-        return min(bars, default=None)
+        given = [getattr(recipe, name)]
+        if name != "max_drop" or unit == POINTS:
+            given.append(getattr(target.limits, name))
+        return min((bar for bar in given if bar is not None), default=None)
 
     return Limits(**{name: least(name) for name in Limits.__struct_fields__})
 
 
-def limits(evidence: Evidence, target: Target, *, recipe: Limits) -> Verdict:
+def limits(evidence: Evidence, target: Target, *, recipe: Limits, unit: str) -> Verdict:
     """Judge every limit in force, and that the candidate is never larger or slower than the fp32 source.
 
-    MB are millions of bytes of the model file (size) or of resident memory at its peak (memory).
+    unit: the metric's, which says whether the target's `max_drop` counts. MB are millions of bytes of the model file
+    (size) or of resident memory at its peak (memory).
     """
-    bars = stricter(recipe, target)
+    bars = stricter(recipe, target, unit=unit)
     judged: list[LimitVerdict] = []
     if bars.max_drop is not None:
         judged.append(_judge_drop(bars.max_drop, evidence.drop))

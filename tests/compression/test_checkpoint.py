@@ -18,7 +18,7 @@ from edgeexport.compression.checkpoint import check_finite, fit_state, load_chec
 from edgeexport.compression.prune import apply_pruning, plan_pruning
 from edgeexport.compression.source import example_feeds, load_torch
 from edgeexport.errors import CorruptFile, ModelError, NoSpace, RequestError
-from edgeexport.records.recipe import ModelSpec, Prune
+from edgeexport.records.recipe import InputSpec, ModelSpec, Prune
 from tests.compression import nets
 
 
@@ -311,3 +311,9 @@ def test_the_released_cifar_checkpoint_loads_as_users_have_it(real_data):
     weights = real_data / "checkpoints" / "resnet20-12fca82f.th"
     spec = ModelSpec(factory="models:resnet20", weights=str(weights), inputs={"image": (1, 3, 32, 32)})
     assert sum(value.numel() for value in load_torch(spec, recipes).parameters()) == 269_722
+
+
+def test_example_feeds_have_the_declared_types():
+    feeds = example_feeds({"ids": InputSpec((8, 6), "int64"), "row": (8, 3)})
+    assert [(value.dtype.name, value.shape) for value in feeds.values()] == [("int64", (1, 6)), ("float32", (1, 3))]
+    assert set(feeds["ids"].ravel()) <= {0, 1}

@@ -160,6 +160,18 @@ def test_a_goal_out_of_reach_says_how_far_it_goes():
     assert "conv1" in caught.value.next_step
 
 
+def test_a_goal_of_nothing_left_is_refused_without_dividing_by_it():
+    with pytest.raises(ModelError, match=r"cannot reach .* \(0 of "):
+        plan_pruning(nets.settled(nets.mlp), nets.TABLE, step=Prune(macs=1e12))
+
+
+def test_a_network_whose_channels_must_all_stay_is_told_to_leave_pruning_out():
+    step = Prune(macs=1.5, locked=tuple(name for name, _ in nets.mlp().named_modules() if name))
+    with pytest.raises(ModelError, match=r"cannot reach 1\.50") as caught:
+        plan_pruning(nets.settled(nets.mlp), nets.TABLE, step=step)
+    assert "leave the prune step out" in caught.value.next_step
+
+
 def test_a_plan_for_another_network_is_refused():
     plan = plan_pruning(nets.settled(nets.mlp), nets.TABLE, step=Prune(macs=1.5))
     with pytest.raises(ModelError, match="does not fit"):

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeexport.data import prepare
+from edgeexport.data import prepare, resolve_preprocess
 from edgeexport.data.resize import resize
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.recipe import Preprocess, Resize
-from tests.data.conftest import signature
+from tests.data.conftest import MakeRecipe, signature
 from tests.needs import need
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -169,3 +169,10 @@ def test_several_inputs_need_an_owner() -> None:
     pair = Signature((TensorSpec("a", "float32", (1, 2)), TensorSpec("b", "float32", (1, 2))), ())
     with pytest.raises(RecipeError, match=r"`preprocess\.input` is missing"):
         prepare({"a": [1.0, 2.0], "b": [1.0, 2.0]}, Preprocess(), signature=pair)
+
+
+@pytest.mark.parametrize(("name", "said"), [("cifar01", "did you mean 'cifar10'?"), ("nothing like it", "known: ")])
+def test_an_unknown_preprocessing_names_the_nearest(recipe: MakeRecipe, name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match="names no preprocessing") as caught:
+        resolve_preprocess(recipe(preprocess=name))
+    assert said in caught.value.next_step

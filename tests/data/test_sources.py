@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeexport.data import class_names, open_samples, read_raw
+from edgeexport.data import class_names, data_identity, open_samples, read_raw
 from edgeexport.errors import DataError, RecipeError, RequestError
+from edgeexport.records.base import file_digest
+from edgeexport.records.recipe import DataSpec, ModelSpec, Recipe
 from tests.data.conftest import MakeRecipe, picture, pictures, write_zip
 
 
@@ -164,3 +166,28 @@ def test_a_folder_reads_like_the_zip_of_it(tmp_path: Path, recipe: MakeRecipe) -
     for index in range(4):
         assert np.array_equal(one[index][0], other[index][0])
         assert one[index][1] == other[index][1]
+
+
+def labelled(path: Path, content: bytes | None) -> Recipe:
+    if content is not None:
+        (path / "names.txt").write_bytes(content)
+    return Recipe(ModelSpec(onnx="m.onnx", labels="names.txt"), data=DataSpec(pool="digits"), folder=str(path))
+
+
+def test_labels_of_the_model_come_before_those_of_the_data(tmp_path: Path) -> None:
+    assert class_names(labelled(tmp_path, b"\xef\xbb\xbfcrane \r\nblue jay\r\ncrane\n\n")) == (
+        "crane",
+        "blue jay",
+        "crane",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "not readable"), (b"", "no names"), (b"a\n\nb\n", "line 2 is empty"), (b"\xff", "decode")],
+)
+def test_labels_that_cannot_be_read_are_refused_before_samples_are(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=rf"`model\.labels`: .*names\.txt.*{said}"):
+        data_identity(labelled(tmp_path, content), file_digest)

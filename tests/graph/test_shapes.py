@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from edgeexport.errors import ModelError
-from edgeexport.graph import batch_refusal, fix_inputs, infer_shapes, signature, tensor_types
+from edgeexport.graph import batch_refusal, complete_inputs, fix_inputs, infer_shapes, signature, tensor_types
 from edgeexport.graph.shapes import with_input_shapes
 from tests.graph.models import make_model
 
@@ -100,3 +100,20 @@ def test_inferring_shapes_leaves_the_model_alone(mlp: onnx.ModelProto) -> None:
     assert "h" in {value.name for value in infer_shapes(mlp).graph.value_info}
     fix_inputs(mlp, {"x": (2, 4)}, free_batch=True)
     assert mlp.SerializeToString() == before
+
+
+def test_inputs_that_are_not_given_have_the_models_own_shapes() -> None:
+    nodes = [helper.make_node("Relu", ["image"], ["y"]), helper.make_node("Relu", ["row"], ["z"])]
+    model = make_model(nodes, inputs={"image": ["n", 3, 8, 8], "row": [4, 5]}, outputs=["y", "z"])
+    assert complete_inputs(model, {}) == {"image": (1, 3, 8, 8), "row": (4, 5)}
+    assert complete_inputs(model, {"row": (1, 5)}) == {"image": (1, 3, 8, 8), "row": (1, 5)}
+
+
+def test_an_open_axis_that_is_not_given_is_named_with_what_to_say() -> None:
+    model = make_model(
+        [helper.make_node("Relu", ["x"], ["y"])], inputs={"x": ["n", 3, "height", "width"]}, outputs=["y"]
+    )
+    with pytest.raises(ModelError, match=r"input 'x': the model leaves axis 2 \(height\) open") as caught:
+        complete_inputs(model, {})
+    assert caught.value.next_step == "say e.g. inputs = { x = [1, 3, 224, 224] }"
+    assert complete_inputs(model, {"x": (1, 3, 32, 32)}) == {"x": (1, 3, 32, 32)}

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, RecipeError
 from edgeexport.records.measurement import Comparison, Conditions, Interval, Latency, Measurement, Memory
 from edgeexport.records.recipe import Limits
-from edgeexport.records.target import Target
+from edgeexport.records.target import Target, TargetLimits
 from edgeexport.records.verdict import Drop
 from edgeexport.validation import paired
 from edgeexport.validation.evaluate import resolve_metric
@@ -27,7 +27,8 @@ from edgeexport.validation.judge import (
     stricter,
 )
 
-TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), lacks=("i8mm",), limits=Limits())
+TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), lacks=("i8mm",),
+                limits=TargetLimits(max_drop=None))  # fmt: skip
 CONDITIONS = Conditions("local", "aarch64", ("asimd", "asimddp"), "cpu", 4, "ort", "1.32", 1, "quick", "sha256:0")
 TOP1 = resolve_metric("top1", ".")
 
@@ -227,7 +228,7 @@ ALL = Limits(max_drop=1.0, max_size_mb=1.0, max_latency_ms=5.0, max_memory_mb=50
 
 
 def states(evidence=GOOD, recipe=ALL, target=TARGET, **changes):
-    verdict = limits(dataclasses.replace(evidence, **changes), target, recipe=recipe)
+    verdict = limits(dataclasses.replace(evidence, **changes), target, recipe=recipe, unit="points")
     return verdict, {limit.limit: limit for limit in verdict.limits}
 
 
@@ -328,8 +329,16 @@ def test_limits_that_nobody_set_are_not_judged_but_larger_and_slower_always_are(
 
 
 def test_the_stricter_of_recipe_and_target_is_in_force():
-    target = msgspec.structs.replace(TARGET, limits=Limits(max_drop=0.5, max_latency_ms=9.0, max_memory_mb=70.0))
-    assert stricter(ALL, target) == Limits(0.5, 1.0, 5.0, 50.0)
+    target = msgspec.structs.replace(TARGET, limits=TargetLimits(max_drop=0.5, max_latency_ms=9.0, max_memory_mb=70.0))
+    assert stricter(ALL, target, unit="points") == Limits(0.5, 1.0, 5.0, 50.0)
+
+
+def test_points_of_a_target_mean_nothing_to_a_metric_in_another_unit():
+    target = msgspec.structs.replace(TARGET, limits=TargetLimits(max_latency_ms=9.0))
+    assert stricter(Limits(max_drop=3.0), target, unit="") == Limits(max_drop=3.0, max_latency_ms=9.0)
+    with pytest.raises(RecipeError, match=r"'metres'.* 'phone' \(1\) is in points"):
+        stricter(Limits(), target, unit="metres")
+    assert stricter(Limits(), TARGET, unit="metres") == Limits()
 
 
 def test_what_ships():
