@@ -38,7 +38,7 @@ class TargetResult(Record):
     """What came out for one target: a bundle, or the nearest miss.
 
     score, drop, source_score: on the evaluation set, opened once. bundle: path of the packed file, None if infeasible;
-    exit_code then says what is at fault: a limit that is not met (1), the request (2), this machine (3), the device (4).
+    exit_code then says what is at fault: a limit that is not met (1), the request (2), this machine (3), a device (4).
     """
 
     target: str

@@ -1,8 +1,8 @@
 """Evaluate: how good is a model at its task. Predictions once, stored; scores from the stored predictions.
 
 The rule: predicting and scoring are apart, so that a new metric or a paired comparison never runs a model again.
-A metric reads the first output ("cosine" the worst of all); `"top1:name"` reads the one called `name`. A part before the
-colon that is no built-in metric is a module: `"metrics:f1"` is the function `f1(outputs, targets) -> float` of the
+A metric reads the first output ("cosine" the worst of all); `"top1:name"` reads the one called `name`. A part before
+the colon that is no built-in metric is a module: `"metrics:f1"` is the function `f1(outputs, targets) -> float` of the
 user's metrics.py.
 """
 
