@@ -12,7 +12,7 @@ import msgspec
 from edgeexport.records.base import Record
 from edgeexport.records.recipe import Recipe
 from edgeexport.records.target import Target, load_target, target_names
-from edgeexport.validation.judge import POINTS, stricter
+from edgeexport.validation.judge import POINTS, bars_in_force
 from edgeexport.validation.metrics import METRICS
 from edgeexport.workspace import version_of
 
@@ -51,11 +51,12 @@ def _in_force(recipe: Recipe, target: Target) -> dict[str, Any]:
     metric = recipe.data.metric
     name = str(metric).partition(":")[0]
     if isinstance(metric, str) and name not in METRICS:
-        shown = _plain(stricter(recipe.limits, target, unit=POINTS))
-        own = "none given" if recipe.limits.max_drop is None else f"{recipe.limits.max_drop:g}"
-        return {**shown, "max_drop": f"{shown['max_drop']} if the metric's unit is points, else the recipe's ({own})"}
+        shown = _plain(bars_in_force(recipe.limits, target, unit=POINTS))
+        if recipe.limits.max_drop is None:
+            shown["max_drop"] = f"{shown['max_drop']} if the metric's unit is points; else the recipe must give one"
+        return shown
     unit = METRICS[name].unit if isinstance(metric, str) else str(getattr(metric, "unit", ""))
-    return _plain(stricter(recipe.limits, target, unit=unit))
+    return _plain(bars_in_force(recipe.limits, target, unit=unit))
 
 
 def diagnosis() -> dict[str, Any]:

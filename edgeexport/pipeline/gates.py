@@ -124,18 +124,18 @@ def metric_unit(recipe: Recipe, workspace: Workspace) -> str:
 
 def check_bars(recipe: Recipe, workspace: Workspace, *, targets: Sequence[Target]) -> None:
     """Raise RecipeError, before any work, where nothing says how much may be lost in the metric's own unit."""
-    from edgeexport.validation.judge import stricter
+    from edgeexport.validation.judge import bars_in_force
 
     unit = metric_unit(recipe, workspace)
     for target in targets:
-        stricter(recipe.limits, target, unit=unit)
+        bars_in_force(recipe.limits, target, unit=unit)
 
 
 def max_drop(road: Road, target: Target) -> float | None:
-    """The stricter of the recipe's and the target's limit, in the metric's unit; None when neither sets one."""
-    from edgeexport.validation.judge import stricter
+    """The limit in force on what may be lost, in the metric's unit; None when neither recipe nor target sets one."""
+    from edgeexport.validation.judge import bars_in_force
 
-    return stricter(road.recipe.limits, target, unit=metric_unit(road.recipe, road.workspace)).max_drop
+    return bars_in_force(road.recipe.limits, target, unit=metric_unit(road.recipe, road.workspace)).max_drop
 
 
 def drop_gate(result: Scored, bar: float | None) -> str:

@@ -47,7 +47,7 @@ class Tolerance(Record):
 
 
 class TargetLimits(Limits):
-    """A target's bars. `max_drop` is in points and counts for metrics in points only; unsaid, it is 1 point."""
+    """A target's bars. `max_drop`, in points, is for recipes that give none and metrics in points; unsaid, it is 1."""
 
     max_drop: float | None = 1.0
 

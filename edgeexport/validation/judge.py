@@ -112,11 +112,12 @@ def samples_to_prove(found: Drop, bar: float) -> int | None:
     return low
 
 
-def stricter(recipe: Limits, target: Target, *, unit: str) -> Limits:
-    """Return the bars in force: of each limit the smaller one when both recipe and target give it.
+def bars_in_force(recipe: Limits, target: Target, *, unit: str) -> Limits:
+    """Return the bars in force: of size, latency and memory the smaller one when both recipe and target give it.
 
-    unit: the metric's. A target's `max_drop` is in points and counts for a metric in points only; for any other the
-    recipe must give its own, else RecipeError.
+    How much accuracy may be lost belongs to the task: the recipe's `max_drop` stands, a target's is for recipes that
+    say nothing. unit: the metric's. A target's `max_drop` is in points and counts for a metric in points only; for any
+    other the recipe must give its own, else RecipeError.
     """
     if unit != POINTS and recipe.max_drop is None and target.limits.max_drop is not None:
         raise RecipeError(
@@ -126,12 +127,12 @@ def stricter(recipe: Limits, target: Target, *, unit: str) -> Limits:
         )
 
     def least(name: str) -> float | None:
-        given = [getattr(recipe, name)]
-        if name != "max_drop" or unit == POINTS:
-            given.append(getattr(target.limits, name))
+        given = (getattr(recipe, name), getattr(target.limits, name))
         return min((bar for bar in given if bar is not None), default=None)
 
-    return Limits(**{name: least(name) for name in Limits.__struct_fields__})
+    usual = target.limits.max_drop if unit == POINTS else None
+    drop = usual if recipe.max_drop is None else recipe.max_drop
+    return Limits(drop, least("max_size_mb"), least("max_latency_ms"), least("max_memory_mb"))
 
 
 def limits(evidence: Evidence, target: Target, *, recipe: Limits, unit: str) -> Verdict:
@@ -140,7 +141,7 @@ def limits(evidence: Evidence, target: Target, *, recipe: Limits, unit: str) -> 
     unit: the metric's, which says whether the target's `max_drop` counts. MB are millions of bytes of the model file
     (size) or of resident memory at its peak (memory).
     """
-    bars = stricter(recipe, target, unit=unit)
+    bars = bars_in_force(recipe, target, unit=unit)
     judged: list[LimitVerdict] = []
     if bars.max_drop is not None:
         judged.append(_judge_drop(bars.max_drop, evidence.drop))

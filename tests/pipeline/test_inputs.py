@@ -160,8 +160,10 @@ def test_explain_adds_limits_up_in_the_metrics_own_unit(desk):
         )
         return explanation(recipe, ["linux-arm64"])["limits in force on linux-arm64"]["max_drop"]
 
-    assert shown("top1:kind", max_drop=3.0) == 1.0
+    assert shown("top1:kind", max_drop=3.0) == 3.0
+    assert shown("top1:kind") == 1.0
     assert shown("mse", max_drop=3.0) == 3.0
-    assert shown("gone:metric", max_drop=3.0) == "1.0 if the metric's unit is points, else the recipe's (3)"
+    assert shown("gone:metric", max_drop=3.0) == 3.0
+    assert shown("gone:metric") == "1.0 if the metric's unit is points; else the recipe must give one"
     with pytest.raises(RecipeError, match="is in points"):
         shown("mse")

@@ -19,12 +19,12 @@ from edgeexport.validation import paired
 from edgeexport.validation.evaluate import resolve_metric
 from edgeexport.validation.judge import (
     Evidence,
+    bars_in_force,
     drop,
     limits,
     nearest_miss,
     samples_to_prove,
     shipping,
-    stricter,
 )
 
 TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), lacks=("i8mm",),
@@ -328,17 +328,19 @@ def test_limits_that_nobody_set_are_not_judged_but_larger_and_slower_always_are(
     assert list(by_name) == ["never_larger", "never_slower"]
 
 
-def test_the_stricter_of_recipe_and_target_is_in_force():
+def test_the_stricter_budget_is_in_force_and_the_recipes_word_on_accuracy():
     target = msgspec.structs.replace(TARGET, limits=TargetLimits(max_drop=0.5, max_latency_ms=9.0, max_memory_mb=70.0))
-    assert stricter(ALL, target, unit="points") == Limits(0.5, 1.0, 5.0, 50.0)
+    assert bars_in_force(ALL, target, unit="points") == Limits(1.0, 1.0, 5.0, 50.0)
+    silent = msgspec.structs.replace(ALL, max_drop=None)
+    assert bars_in_force(silent, target, unit="points") == Limits(0.5, 1.0, 5.0, 50.0)
 
 
 def test_points_of_a_target_mean_nothing_to_a_metric_in_another_unit():
     target = msgspec.structs.replace(TARGET, limits=TargetLimits(max_latency_ms=9.0))
-    assert stricter(Limits(max_drop=3.0), target, unit="") == Limits(max_drop=3.0, max_latency_ms=9.0)
+    assert bars_in_force(Limits(max_drop=3.0), target, unit="") == Limits(max_drop=3.0, max_latency_ms=9.0)
     with pytest.raises(RecipeError, match=r"'metres'.* 'phone' \(1\) is in points"):
-        stricter(Limits(), target, unit="metres")
-    assert stricter(Limits(), TARGET, unit="metres") == Limits()
+        bars_in_force(Limits(), target, unit="metres")
+    assert bars_in_force(Limits(), TARGET, unit="metres") == Limits()
 
 
 def test_what_ships():
