@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeexport.errors import ModelError
-from edgeexport.graph.batch import batch_refusal
+from edgeexport.graph.batch import batch_refusal, random_input, run_once
 from edgeexport.records.artifact import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -56,9 +56,25 @@ def fix_inputs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]], *, free
     _check_asked(model, inputs)
     fixed = with_input_shapes(model, inputs)
     if not free_batch:
-        return fixed
+        return _settled(fixed, inputs)
     freed = with_input_shapes(model, {name: (BATCH, *shape[1:]) for name, shape in inputs.items() if shape})
-    return fixed if batch_refusal(freed, inputs) else freed
+    return _settled(fixed if batch_refusal(freed, inputs) else freed, inputs)
+
+
+def _settled(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> ModelProto:
+    """Give outputs the sizes they really have where inference leaves an axis open though every input is fixed."""
+    shapes = [value.type.tensor_type.shape for value in model.graph.output]
+    if not any(not dim.HasField("dim_value") for shape in shapes for dim in list(shape.dim)[1:]):
+        return model
+    feeds = {value.name: random_input(value, inputs[value.name]) for value in free_inputs(model)}
+    try:
+        results = run_once(model, feeds)
+    except ValueError:
+        return model
+    for shape, values in zip(shapes, results, strict=True):
+        for dim, size in list(zip(shape.dim, values.shape, strict=False))[1:]:
+            dim.dim_value = size
+    return model
 
 
 def complete_inputs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeexport.errors import ModelError
 from edgeexport.graph import batch_refusal, complete_inputs, fix_inputs, infer_shapes, signature, tensor_types
@@ -117,3 +117,26 @@ def test_an_open_axis_that_is_not_given_is_named_with_what_to_say() -> None:
         complete_inputs(model, {})
     assert caught.value.next_step == "say e.g. inputs = { x = [1, 3, 224, 224] }"
     assert complete_inputs(model, {"x": (1, 3, 32, 32)}) == {"x": (1, 3, 32, 32)}
+
+
+def test_an_output_axis_that_inference_leaves_open_gets_the_size_it_really_has() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("NonZero", ["c"], ["n"]),
+        helper.make_node("Shape", ["n"], ["s"]),
+        helper.make_node("Gather", ["s", "one"], ["k"]),
+        helper.make_node("Unsqueeze", ["k", "axis"], ["k1"]),
+        helper.make_node("Concat", ["zero", "k1"], ["to"], axis=0),
+        helper.make_node("Reshape", ["r", "to"], ["y"]),
+    ]
+    stored = {"c": np.ones(6, np.float32), "one": np.int64(1), "axis": np.int64([0]), "zero": np.int64([0])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "h", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = fix_inputs(model, {"x": (1, 2, 3)}, free_batch=False)
+    assert [dim.dim_value for dim in found.graph.output[0].type.tensor_type.shape.dim] == [1, 6]
