@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_args
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 import msgspec
 
@@ -76,9 +76,11 @@ def _refuse_unknown(value: object, kind: Any, *, origin: str, place: str) -> Non
                 _refuse_unknown(item, inner, origin=origin, place=f"{place}[{index + 1}]")
         return
     if not isinstance(value, Mapping):
+        _refuse_unlisted(value, kind, origin=origin, place=place)
         return
     struct = _struct_for(value, kind)
     if struct is None:
+        _refuse_untagged(value, kind, origin=origin, place=place)
         return
     config = struct.__struct_config__
     known = [field.encode_name for field in msgspec.structs.fields(struct)]
@@ -90,6 +92,24 @@ def _refuse_unknown(value: object, kind: Any, *, origin: str, place: str) -> Non
         if key in known:
             field = next(f for f in msgspec.structs.fields(struct) if f.encode_name == key)
             _refuse_unknown(item, field.type, origin=origin, place=where)
+
+
+def _refuse_unlisted(value: object, kind: Any, *, origin: str, place: str) -> None:
+    """Raise for a text that is none of those a field lists, with the nearest one."""
+    listed = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
+    free = any(part is str or part is Any for part in (kind, *get_args(kind)))
+    if listed and isinstance(value, str) and value not in listed and not free:
+        raise RecipeError(f"{origin}: `{place}` is {value!r}", next_step=_did_you_mean(value, listed))
+
+
+def _refuse_untagged(value: Mapping[str, Any], kind: Any, *, origin: str, place: str) -> None:
+    """Raise for a table that names none of the records it could be (`do = "prun"`), with the nearest one."""
+    configs = [option.__struct_config__ for option in get_args(kind) if hasattr(option, "__struct_config__")]
+    tags = {str(config.tag): config.tag_field for config in configs if config.tag_field}
+    for field in sorted(set(tags.values())):
+        if field in value:
+            said = str(value[field])
+            raise RecipeError(f"{origin}: `{place}.{field}` is {said!r}", next_step=_did_you_mean(said, list(tags)))
 
 
 def _struct_for(value: Mapping[str, Any], kind: Any) -> Any:

@@ -134,3 +134,24 @@ def test_a_target_runs_at_least_one_thread(threads: int) -> None:
 def test_a_stored_record_out_of_bounds_is_a_corrupt_file() -> None:
     with pytest.raises(CorruptFile, match=r"m\.json: .*max_drop"):
         from_json(b'{"max_drop": -1}', Limits, origin="m.json")
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "meant"),
+    [
+        ({"do": "distil"}, r"`step\[1\]\.do` is 'distil'", "did you mean `distill`?"),
+        (
+            {"do": "quantize", "methods": ["min-max"]},
+            r"`step\[1\]\.methods\[1\]` is 'min-max'",
+            "did you mean `minmax`?",
+        ),
+        ({"do": "prune", "criterion": "huge"}, r"`step\[1\]\.criterion` is 'huge'", "known here: `l1`"),
+    ],
+)
+def test_a_word_that_is_none_of_those_listed_gets_the_nearest(step, told, meant):
+    from edgeexport.records.base import from_table
+
+    table = {"model": {"factory": "m:f", "inputs": {"x": [1, 3]}}, "step": [step]}
+    with pytest.raises(RecipeError, match=told) as caught:
+        from_table(table, Recipe, origin="r.toml")
+    assert meant in caught.value.next_step
