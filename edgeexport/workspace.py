@@ -13,6 +13,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -31,6 +32,7 @@ R = TypeVar("R")
 RECORD = "record.json"
 INDEX = "stage.json"
 KEY_DIGITS = 20
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the private names of `publish`
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,12 @@ def publish(path: Path, content: bytes) -> None:
 def usable(folder: Path) -> None:
     """Make `folder` and prove that a file can be written and renamed in it; the file does not stay.
 
-    Raises NoSpace or MachineError with the path and the reason.
+    What a killed `publish` left there is removed. Raises NoSpace or MachineError with the path and the reason.
     """
+    with _disk_errors(folder):
+        for leftover in folder.glob(".*.tmp") if folder.is_dir() else ():
+            if LEFTOVER.fullmatch(leftover.name):
+                leftover.unlink()
     probe = folder / f".{uuid.uuid4().hex}.probe"
     publish(probe, b"probe")
     with _disk_errors(folder):

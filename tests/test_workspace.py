@@ -61,6 +61,13 @@ def test_a_usable_place_is_made_and_left_empty(tmp_path: Path) -> None:
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
+def test_what_a_killed_run_left_in_a_place_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".linux-arm64.bundle.0123abcd.tmp").write_text("half")
+    (tmp_path / ".mine.tmp").write_text("mine")
+    usable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+
+
 def test_a_place_is_proven_on_the_disk_and_not_by_its_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
