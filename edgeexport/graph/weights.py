@@ -119,10 +119,13 @@ def with_initializers(model: ModelProto, values: Mapping[str, np.ndarray]) -> Mo
 
 
 def _is_subnormal(value: np.ndarray) -> np.ndarray:
+    """Read the bits: where a library has told the CPU to take subnormals for zero, a comparison cannot see them."""
     import numpy as np
 
-    result: np.ndarray = (value != 0) & (np.abs(value) < np.finfo(value.dtype).smallest_normal)
-    return result
+    kind, exponent = (np.uint32, 0x7F800000) if value.dtype == np.float32 else (np.uint64, 0x7FF0000000000000)
+    bits = np.ascontiguousarray(value).view(kind)
+    magnitude = bits & (np.iinfo(kind).max >> 1)
+    return np.asarray((bits & exponent == 0) & (magnitude != 0)).reshape(value.shape)
 
 
 def _stored_floats(model: ModelProto) -> list[tuple[str, np.ndarray]]:
