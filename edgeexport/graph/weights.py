@@ -6,7 +6,7 @@ The rule: a tensor is a weight wherever it is stored, as an initializer or in a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeexport.errors import ModelError
 from edgeexport.graph.walk import describe, graphs, tensors
@@ -122,10 +122,11 @@ def _is_subnormal(value: np.ndarray) -> np.ndarray:
     """Read the bits: where a library has told the CPU to take subnormals for zero, a comparison cannot see them."""
     import numpy as np
 
-    kind, exponent = (np.uint32, 0x7F800000) if value.dtype == np.float32 else (np.uint64, 0x7FF0000000000000)
-    bits = np.ascontiguousarray(value).view(kind)
-    magnitude = bits & (np.iinfo(kind).max >> 1)
-    return np.asarray((bits & exponent == 0) & (magnitude != 0)).reshape(value.shape)
+    bits: Any = np.ascontiguousarray(value).view(np.uint32 if value.dtype == np.float32 else np.uint64)
+    exponent = 0x7F800000 if value.dtype == np.float32 else 0x7FF0000000000000
+    fraction = 0x007FFFFF if value.dtype == np.float32 else 0x000FFFFFFFFFFFFF
+    found: np.ndarray = ((bits & exponent) == 0) & ((bits & fraction) != 0)
+    return found.reshape(value.shape)
 
 
 def _stored_floats(model: ModelProto) -> list[tuple[str, np.ndarray]]:
