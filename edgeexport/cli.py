@@ -130,6 +130,18 @@ def doctor(as_json: bool) -> None:
     show_diagnosis(diagnosis(), as_json=as_json)
 
 
+@commands.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def devices(context: click.Context, as_json: bool) -> None:
+    """List the devices that can run a model from here, and why the others cannot."""
+    from edgeexport.devices import available
+    from edgeexport.terminal import show_devices
+
+    if context.invoked_subcommand is None:
+        show_devices(available(), as_json=as_json)
+
+
 def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
     """Show a run, then raise CheckFailed when a target has no bundle."""
     from edgeexport.terminal import show_run

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
+    from edgeexport.records.device import Reachability
     from edgeexport.records.manifest import Verification
     from edgeexport.records.run import RunRecord
     from edgeexport.records.target import Target
@@ -185,6 +186,16 @@ def _numbers(target: Target) -> str:
     numbers = target.numbers()
     name = {"uint8": "U8S8", "int8": "S8S8"}[numbers.activations]
     return f"{name}, 7-bit weights" if numbers.reduce_range else name
+
+
+@printing()
+def show_devices(found: Sequence[Reachability], *, as_json: bool) -> None:
+    """Show devices as a table: name, whether it answers, and what it is or why it does not."""
+    if as_json:
+        _print_json(list(found))
+        return
+    rows = [(each.device, "reachable" if each.reachable else "not reachable", each.reason) for each in found]
+    console().print(_table(("device", "state", "what it is, or why not"), rows))
 
 
 @printing()

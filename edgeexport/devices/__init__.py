@@ -9,8 +9,9 @@ import importlib
 
 from edgeexport.devices.protocol import Device
 from edgeexport.errors import RequestError
+from edgeexport.records.device import Reachability
 
-# Scheme of a reference -> module with `connect(reference) -> Device`.
+# Scheme of a reference -> module with `connect(reference) -> Device` and `available() -> tuple[Reachability, ...]`.
 DEVICES = {"local": "edgeexport.devices.local"}
 
 
@@ -26,3 +27,11 @@ def get(reference: str) -> Device:
         raise RequestError(f"no way to reach a device {reference!r}", next_step="known: " + ", ".join(DEVICES))
     device: Device = importlib.import_module(DEVICES[scheme]).connect(reference)
     return device
+
+
+def available() -> tuple[Reachability, ...]:
+    """Return every device that this machine knows of, reachable or not, and why not. Each module speaks for its own."""
+    found: list[Reachability] = []
+    for module in DEVICES.values():
+        found.extend(importlib.import_module(module).available())
+    return tuple(found)

@@ -29,7 +29,7 @@ from edgeexport.devices.protocol import (
     speaks_for,
 )
 from edgeexport.errors import DeviceError, MissingExtra, RequestError
-from edgeexport.records.device import DeviceFacts
+from edgeexport.records.device import DeviceFacts, Reachability
 from edgeexport.records.target import Target, facts
 
 # Where libraries and packages are found; everything else that could steer a runtime stays behind.
@@ -100,6 +100,13 @@ def connect(reference: str) -> Device:
     if reference != "local":
         raise RequestError(f"{reference!r}: `local` has no address")
     return Local()
+
+
+def available() -> tuple[Reachability, ...]:
+    """Return this machine, which is always there."""
+    machine = Local().describe()
+    told = f"{machine.arch}, {machine.cpu or 'CPU unnamed'}, {machine.cores} cores"
+    return (Reachability("local", reachable=True, reason=told),)
 
 
 def clean_environment(threads: int) -> dict[str, str]:

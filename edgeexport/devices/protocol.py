@@ -36,7 +36,12 @@ ALIASES = {
 
 
 class Device(Protocol):
-    """A way to reach one machine. Its module has `connect(reference)`; `edgeexport.devices.get` finds it."""
+    """A way to reach one machine. `edgeexport.devices.get` finds it.
+
+    Its module has `connect(reference) -> Device`, and `available() -> tuple[Reachability, ...]`: quickly, the devices
+    it knows of and for each whether it answers now; where none is known, one row that says how to name one. Neither
+    raises for a device or program that is not there.
+    """
 
     @property
     def name(self) -> str:

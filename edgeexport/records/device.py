@@ -18,3 +18,11 @@ class DeviceFacts(Record):
     python: str
     runtime_version: str = ""
     bench_digest: str = ""
+
+
+class Reachability(Record):
+    """One device as a user names it (`emulated:armv8.2`), whether it answers now, and what it is or why it does not."""
+
+    device: str
+    reachable: bool
+    reason: str

@@ -188,3 +188,9 @@ def test_a_machine_with_better_kernels_does_not_speak_for_a_lesser_target() -> N
     able, why = speaks_for(BOARD, lesser)
     assert not able
     assert "asimddp" in why
+
+
+def test_this_machine_is_always_reachable_and_says_what_it_is() -> None:
+    found = {each.device: each for each in devices.available()}
+    assert found["local"].reachable
+    assert devices.get("local").describe().arch in found["local"].reason
