@@ -34,7 +34,8 @@ def _steps(target: Target, candidate: Candidate) -> dict[str, float]:
     int8 is off from float here.
     """
     assert candidate.quantized is not None
-    points = candidate.quantized.record.plan.activations
+    plan = candidate.quantized.record.plan
+    points = plan.activations if plan else {}
     errors = {output.output: output.max_abs_error for output in candidate.quantized.record.parity.outputs}
     names = zip(candidate.rung.spine.record.signature.outputs, candidate.lowered.record.signature.outputs, strict=True)
     return {

@@ -1,19 +1,19 @@
-"""From a standing rung to files that run on a target: calibrate, plan, quantize, convert, each gated on the way.
+"""From a standing rung to one file that runs on a target: convert, compare, score, each gated on the way.
 
-The rule: candidates come best first, lazily: int8 of the smallest rung, its fp32 form, then the rung below. The source
-itself in fp32 is the last, so there is always something to fall back on.
+The rule: a candidate that was built has a row, whether its gates held or not; of what cannot be built there is just the
+row, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport import graph, quantization, runtimes
+from edgeexport import quantization, runtimes
 from edgeexport.errors import ConverterFailed, EdgeExportError, ModelError
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
@@ -22,12 +22,12 @@ from edgeexport.records.artifact import Artifact, Signature
 from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
 from edgeexport.records.ranges import Ranges
-from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Lowered, Quantized
 from edgeexport.records.target import Target
+from edgeexport.records.verdict import Verdict
 from edgeexport.runtimes.protocol import Conversion
-from edgeexport.validation.compare import compare_sessions, first_divergence
+from edgeexport.validation.compare import compare_sessions
 from edgeexport.workspace import Stage, versions
 
 if TYPE_CHECKING:
@@ -38,12 +38,37 @@ INT8 = "int8.onnx"
 
 @dataclass(frozen=True)
 class Lane:
-    """One target's part of the road: the source that everything is compared with, and the largest drop allowed."""
+    """One target's part of the road: the source that everything is compared with, and the largest drop allowed.
+
+    refused: the verdicts so far of candidates that were measured and did not ship, by name; the ladder learns from it.
+    """
 
     road: Road
     target: Target
     source: TorchRung
     bar: float | None
+    refused: dict[str, Verdict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A form as an ONNX file, and the rung it was made from: its weights may be other than the standing rung's.
+
+    before: what those weights were made from, oldest first.
+    """
+
+    rung: TorchRung
+    quantized: Stage[Quantized]
+    before: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One reduced form of a standing rung, not built yet. `build` raises ModelError or ConverterFailed if it cannot."""
+
+    name: str
+    rung: TorchRung
+    build: Callable[[], Built]
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,7 @@ class Candidate:
     lowered: Stage[Lowered]
     rung: TorchRung
     quantized: Stage[Quantized] | None
+    before: tuple[Artifact, ...] = ()
 
     @property
     def stands(self) -> bool:
@@ -72,16 +98,8 @@ class Candidate:
         return Runnable(record.artifact.digest, self.path, target.runtime, record.session_options, signature)
 
 
-def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidate | Rung]:
-    """Yield what could ship on a target, best first, gates held or not; of what cannot be built, just the row."""
-    step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
-    for rung in reversed(standing):
-        if step is not None:
-            yield from _int8_candidates(lane, rung, step=step)
-        yield _fp32_candidate(lane, rung)
-
-
-def _fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
+def fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
+    """Return a rung in fp32 as it would ship, or just its row when it cannot be converted."""
     name = f"{rung.name} fp32"
     try:
         lowered = _lowered(lane, rung, quantized=None)
@@ -103,20 +121,15 @@ def baseline(lane: Lane) -> Candidate:
     return _gated(lane, f"{rung.name} fp32", rung=rung, lowered=_lowered(lane, rung, quantized=None), quantized=None)
 
 
-def _int8_candidates(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate | Rung]:
-    """Try the calibration methods in order; stop at the first whose gates hold, or when int8 cannot be built."""
-    for method in step.methods:
-        name = f"{rung.name} int8 {method}"
-        try:
-            quantized = _quantized(lane, rung, method=method, step=step)
-            lowered = _lowered(lane, rung, quantized=quantized)
-        except (ModelError, ConverterFailed) as error:
-            yield _unbuilt(lane, rung, name=name, error=error)
-            return
-        candidate = for_target(lane, _gated(lane, name, rung=rung, lowered=lowered, quantized=quantized))
-        yield candidate
-        if candidate.stands:
-            return
+def candidate(lane: Lane, form: Form) -> Candidate | Rung:
+    """Build a form, convert it for the target and gate it; just its row when one of these cannot be done."""
+    try:
+        made = form.build()
+        lowered = _lowered(lane, made.rung, quantized=made.quantized)
+    except (ModelError, ConverterFailed) as error:
+        return _unbuilt(lane, form.rung, name=form.name, error=error)
+    gated = _gated(lane, form.name, rung=made.rung, lowered=lowered, quantized=made.quantized)
+    return for_target(lane, replace(gated, before=made.before))
 
 
 def _gated(
@@ -188,7 +201,7 @@ def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> 
         road.progress(f"calibrate {rung.name} ({method})", 0.0)
         return quantization.calibrate(
             path,
-            _calibration_feeds(road, rung),
+            calibration_feeds(road, rung),
             method=method,
             symmetric=symmetric,
             samples_digest=road.splits.calibration.digest,
@@ -205,53 +218,6 @@ def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> 
     return road.workspace.stage("calibrate", key=key, make=make, kind=Ranges)
 
 
-def _quantized(lane: Lane, rung: TorchRung, *, method: str, step: Quantize) -> Stage[Quantized]:
-    """Plan and write the int8 QDQ file in the target's number format, and compare it with its spine."""
-    road, target = lane.road, lane.target
-    numbers = target.numbers()
-    ranges = calibrated(road, rung, method=method, symmetric=numbers.symmetric_activations)
-    spine = rung.spine.record
-    path = rung.spine.folder / spine.artifact.path
-    kept_float = dict.fromkeys(step.keep_float, "asked for in the recipe")
-
-    def make(folder: Path) -> Quantized:
-        road.progress(f"quantize {rung.name} ({method})", None)
-        plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=kept_float)
-        out = folder / INT8
-        quantization.quantize(path, plan, out=out)
-        artifact = Artifact(
-            INT8, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, f"quantize {method}"
-        )
-        parity = _int8_parity(road, rung, out=out, sqnr_db=target.tolerance.int8_sqnr_db)
-        return Quantized(artifact, ranges.record, plan, parity)
-
-    key = {
-        "ranges": ranges.key,
-        "numbers": msgspec.to_builtins(numbers),
-        "keep_float": kept_float,
-        "tolerance": target.tolerance.int8_sqnr_db,
-        "versions": versions("onnxruntime", "onnx", "numpy"),
-    }
-    return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
-
-
-def _int8_parity(road: Road, rung: TorchRung, *, out: Path, sqnr_db: float) -> Parity:
-    """Compare an ONNX file with its spine on real samples; when it does not hold, find where it begins."""
-    spine = rung.spine.record
-    below = rung.spine.folder / spine.artifact.path
-    runtime = runtimes.get(SPINE_RUNTIME)
-    feeds = list(road.parity_feeds(spine.signature))
-    labels = (spine.artifact.digest, file_digest(out))
-    parity = compare_sessions(
-        runtime.open(below).run, runtime.open(out).run, samples=feeds, artifacts=labels, sqnr_db=sqnr_db
-    )
-    if parity.holds:
-        return parity
-    return msgspec.structs.replace(
-        parity, first_divergence=first_divergence(graph.load(below), graph.load(out), feeds=feeds[0], sqnr_db=sqnr_db)
-    )
-
-
 def _lowered(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None) -> Stage[Lowered]:
     """Convert a rung's spine, or its int8 form, into the file that runs on the target, and compare the two."""
     road, target = lane.road, lane.target
@@ -266,7 +232,7 @@ def _lowered(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None)
             quantized=quantized.folder / INT8 if quantized else None,
             ranges=quantized.record.ranges if quantized else None,
             plan=quantized.record.plan if quantized else None,
-            samples=lambda: _calibration_feeds(road, rung),
+            samples=lambda: calibration_feeds(road, rung),
             target=target,
         )
         out = folder / name
@@ -310,6 +276,7 @@ def _conversion_facts(target: Target) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in {"name", "title", "notes", "limits"}}
 
 
-def _calibration_feeds(road: Road, rung: TorchRung) -> Iterator[Feeds]:
+def calibration_feeds(road: Road, rung: TorchRung) -> Iterator[Feeds]:
+    """Yield the calibration samples one by one, in the spine's signature."""
     prepared = road.prepared("calibration", rung.spine.record.signature)
     return (prepared.feeds(index) for index in range(len(prepared)))

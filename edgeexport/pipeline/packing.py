@@ -48,7 +48,8 @@ def packed(road: Road, target: Target, *, choice: Choice, record: RunRecord, out
         road.progress(f"pack {name}", None)
         draft = _draft(road, target, choice=choice, shipped=shipped)
         examples = examples_of(road, target, candidate=shipped)
-        records = {"run": own} | ({"plan": shipped.quantized.record.plan} if shipped.quantized else {})
+        plan = shipped.quantized.record.plan if shipped.quantized else None
+        records = {"run": own} | ({"plan": plan} if plan else {})
         manifest = pack(folder / name, draft, parts=Parts(shipped.path, examples, records, html(own)))
         check = verify(folder / name)
         if not check.holds:
@@ -114,9 +115,11 @@ def _lineage(shipped: Candidate) -> Iterator[Ancestor]:
     artifacts: list[tuple[Artifact, str]] = []
     if rung.weights is not None:
         artifacts.append((rung.weights.record.artifact, rung.name))
+    artifacts += [(artifact, "") for artifact in shipped.before]
     artifacts.append((rung.spine.record.artifact, rung.spine.record.exporter))
     if shipped.quantized is not None:
-        artifacts.append((shipped.quantized.record.artifact, f"ranges: {shipped.quantized.record.ranges.method}"))
+        ranges = shipped.quantized.record.ranges
+        artifacts.append((shipped.quantized.record.artifact, f"ranges: {ranges.method}" if ranges else ""))
     artifacts.append((shipped.lowered.record.artifact, ""))
     parent = artifacts[0][0].parent
     if parent:

@@ -13,7 +13,8 @@ import msgspec
 
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.gates import max_drop, scored
-from edgeexport.pipeline.lower import Candidate, Lane, baseline, candidates, for_target
+from edgeexport.pipeline.ladder import candidates
+from edgeexport.pipeline.lower import Candidate, Lane, baseline, for_target
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.timing import timed
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -57,7 +58,7 @@ def choose(
         if walk.opened:
             break
     # After the evaluation set has said no, only the source may still ship: it is chosen by no figure.
-    refused = walk.opened and list(walk.verdicts.values())[-1].state == "fails"
+    refused = walk.opened and list(lane.refused.values())[-1].state == "fails"
     return (walk.take(for_target(lane, walk.base)) if refused else None) or walk.infeasible()
 
 
@@ -71,7 +72,6 @@ class _Walk:
     require_proof: bool
     opened: bool = False
     rows: list[Rung] = field(default_factory=list)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
     def take(self, candidate: Candidate | Rung) -> Choice | None:
         """Measure and judge one candidate; return what ships, or None with the reason in its row."""
@@ -86,15 +86,15 @@ class _Walk:
             verdict, scores = _judged_on("evaluation", self.lane, candidate=candidate, base=self.base, times=times)
             if shipping(verdict, require_proof=self.require_proof):
                 return self._shipped(candidate, row, verdict=verdict, scores=scores, times=times)
-        self.verdicts[row.name] = verdict
+        self.lane.refused[row.name] = verdict
         self.rows.append(msgspec.structs.replace(row, status="rolled back", reason=_objections(verdict)))
         return None
 
     def infeasible(self) -> Choice:
         """Return that nothing ships, and what came nearest."""
-        failing = any(verdict.state == "fails" for verdict in self.verdicts.values())
+        failing = any(verdict.state == "fails" for verdict in self.lane.refused.values())
         told = "; ".join(f"{row.name}: {row.reason}" for row in self.rows if row.status == "rolled back")
-        miss = nearest_miss(self.verdicts) if failing else told
+        miss = nearest_miss(self.lane.refused) if failing else told
         return Choice(tuple(self.rows), None, self.base, None, None, None, Timed(), miss)
 
     def _shipped(self, candidate: Candidate, row: Rung, *, verdict: Verdict, scores: Scored, times: Timed) -> Choice:

@@ -30,12 +30,16 @@ class ExternalFiles(Record):
 
 
 class Quantized(Record):
-    """An int8 QDQ ONNX file with the ranges and the plan that made it. parity: against the spine."""
+    """A reduced ONNX file. parity: against the spine.
+
+    ranges, plan: what made a statically quantized file; None for one that takes its ranges at run time, or is float16.
+    """
 
     artifact: Artifact
-    ranges: Ranges
-    plan: QuantizationPlan
+    ranges: Ranges | None
+    plan: QuantizationPlan | None
     parity: Parity
+    notes: tuple[str, ...] = ()
 
 
 class Lowered(Record):

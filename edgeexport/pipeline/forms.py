@@ -1,0 +1,129 @@
+"""The reduced forms of a rung, each a stage of its own: statically quantized, with the spine's weights or with others.
+
+The rule: whatever the weights went through, a form is compared with the rung that stands, never with itself; `rework`
+keeps the chain of files that led to other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeexport import graph, quantization, runtimes
+from edgeexport.pipeline.gates import SPINE_RUNTIME
+from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibrated
+from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.spine import SPINE
+from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.records.artifact import Artifact
+from edgeexport.records.base import file_digest
+from edgeexport.records.parity import Parity
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.ranges import Ranges
+from edgeexport.records.stages import Quantized, Spine
+from edgeexport.validation.compare import compare_sessions, first_divergence
+from edgeexport.workspace import Stage, versions
+
+PACKAGES = ("onnxruntime", "onnx", "numpy")
+
+
+@dataclass(frozen=True)
+class Static:
+    """What decides a static int8 form besides its rung: how ranges are chosen, and which nodes stay in float."""
+
+    method: str
+    keep_float: Mapping[str, str]
+
+
+def static_form(lane: Lane, rung: TorchRung, *, choice: Static, name: str) -> Form:
+    """The rung's own weights in the target's number format."""
+    return Form(name, rung, lambda: Built(rung, static(lane, rung, choice=choice, of=rung)))
+
+
+def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Stage[Quantized]:
+    """Plan and write the int8 QDQ file of a rung, and compare it with the standing rung that it is a form of."""
+    road, target = lane.road, lane.target
+    numbers = target.numbers()
+    ranges = calibrated(road, rung, method=choice.method, symmetric=numbers.symmetric_activations)
+    path = spine_path(rung)
+
+    def make(folder: Path) -> Quantized:
+        road.progress(f"quantize {of.name} ({choice.method})", None)
+        plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=choice.keep_float)
+        return written(lane, rung, plan=plan, ranges=ranges.record, folder=folder, of=of)
+
+    key = {
+        "ranges": ranges.key,
+        "of": of.spine.record.artifact.digest,
+        "numbers": msgspec.to_builtins(numbers),
+        "keep_float": dict(choice.keep_float),
+        "tolerance": target.tolerance.int8_sqnr_db,
+        "versions": versions(*PACKAGES),
+    }
+    return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
+
+
+def written(
+    lane: Lane, rung: TorchRung, *, plan: QuantizationPlan, ranges: Ranges, folder: Path, of: TorchRung
+) -> Quantized:
+    """Apply a plan to a rung's spine in `folder`, and compare the file with the spine of `of`."""
+    out = folder / INT8
+    quantization.quantize(spine_path(rung), plan, out=out)
+    digest = rung.spine.record.artifact.digest
+    artifact = Artifact(INT8, "onnx", file_digest(out), out.stat().st_size, digest, f"quantize {plan.method}")
+    parity = reduced_parity(lane.road, rung, out=out, sqnr_db=lane.target.tolerance.int8_sqnr_db, of=of)
+    return Quantized(artifact, ranges, plan, parity)
+
+
+def reduced_parity(road: Road, rung: TorchRung, *, out: Path, sqnr_db: float, of: TorchRung) -> Parity:
+    """Compare a reduced ONNX file with the spine of `of` on real samples; when it does not hold, find where it begins.
+
+    rung: whose weights the file has; inside the network only its tensors can be compared with the file's.
+    """
+    spine = of.spine.record
+    runtime = runtimes.get(SPINE_RUNTIME)
+    feeds = list(road.parity_feeds(spine.signature))
+    labels = (spine.artifact.digest, file_digest(out))
+    reference = runtime.open(spine_path(of)).run
+    parity = compare_sessions(reference, runtime.open(out).run, samples=feeds, artifacts=labels, sqnr_db=sqnr_db)
+    if parity.holds:
+        return parity
+    below = graph.load(spine_path(rung))
+    begins = first_divergence(below, graph.load(out), feeds=feeds[0], sqnr_db=sqnr_db)
+    return msgspec.structs.replace(parity, first_divergence=begins)
+
+
+def spine_path(rung: TorchRung) -> Path:
+    """Where the fp32 ONNX file of a rung lies."""
+    return rung.spine.folder / rung.spine.record.artifact.path
+
+
+@dataclass(frozen=True)
+class Rework:
+    """A change of a spine's weights. `write` makes the new file from the old and says what it did.
+
+    name: what it is called in makers and rows. key: what decides its outcome besides the spine.
+    """
+
+    name: str
+    key: Mapping[str, Any]
+    write: Callable[[Path, Path], tuple[str, ...]]
+
+
+def rework(road: Road, rung: TorchRung, change: Rework) -> TorchRung:
+    """Return the rung with a spine of changed weights, as a stage of its own."""
+    spine = rung.spine.record
+
+    def make(folder: Path) -> Spine:
+        road.progress(f"{change.name}: {rung.name}", None)
+        out = folder / SPINE
+        notes = change.write(spine_path(rung), out)
+        artifact = Artifact(SPINE, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, change.name)
+        return msgspec.structs.replace(spine, artifact=artifact, parity=None, notes=notes)
+
+    key = {"spine": spine.artifact.digest, "what": change.name, **change.key, "versions": versions("torch", *PACKAGES)}
+    return replace(rung, spine=road.workspace.stage("rework", key=key, make=make, kind=Spine))
