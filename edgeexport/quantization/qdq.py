@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError
+from edgeexport.quantization.compact import compact
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
@@ -40,6 +41,7 @@ def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     draft = write_draft(model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations)
     drop_points(draft, keep=frozenset(plan.activations))
     _restore_header(draft, source)
+    compact(draft, tensors=_lasting(model), named={node.name for node in model.graph.node})
     prove(draft, plan)
     graph.save(draft, out)
 
@@ -119,11 +121,17 @@ def _entry(scale: float, zero_point: int, *, kind: Any) -> dict[str, Any]:
 
 
 def _restore_header(model: ModelProto, source: ModelProto) -> None:
-    """Take back what the quantizer says about itself, and shapes of tensors that are gone."""
+    """Take back what the quantizer says about itself."""
     model.producer_name, model.producer_version = source.producer_name, source.producer_version
     del model.metadata_props[:]
     model.metadata_props.extend(source.metadata_props)
-    del model.graph.value_info[:]
+
+
+def _lasting(model: ModelProto) -> set[str]:
+    """Names that stay in the file: the tensors of the fp32 model, and what a quantized one of them is called."""
+    tensors = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
+    tensors |= {name for node in model.graph.node for name in node.output}
+    return tensors | {name + suffix for name in tensors for suffix in (INPUT_SUFFIX, WEIGHT_SUFFIX)}
 
 
 def _tensor(node: NodeProto) -> str:
