@@ -36,7 +36,9 @@ def test_the_answers_and_the_kernels_are_those_of_the_loose_file(
 ) -> None:
     _, loose, small = loose_and_compact(net, tmp_path, monkeypatch)
     feeds = pictures(1, shape=(8, 3, 16, 16))[0]
-    for before, after in zip(open_session(loose).run(feeds).items(), open_session(small).run(feeds).items(), strict=True):
+    for before, after in zip(
+        open_session(loose).run(feeds).items(), open_session(small).run(feeds).items(), strict=True
+    ):
         assert before[0] == after[0]
         assert np.array_equal(before[1], after[1])
     assert integer_ops(loose) == integer_ops(small)
