@@ -8,7 +8,8 @@ is left out. Zero points of zero stay: without them onnxruntime 1.32 fuses no Ge
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from edgeexport import graph
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _ONES = {"Conv": ("strides", "dilations"), "MaxPool": ("strides", "dilations"), "AveragePool": ("strides", "dilations")}
 
 
-def compact(model: ModelProto, *, tensors: Set[str], named: Set[str]) -> None:
+def compact(model: ModelProto, *, tensors: AbstractSet[str], named: AbstractSet[str]) -> None:
     """Shorten a QDQ model in place. tensors, named: the tensors and nodes whose names stay."""
     del model.graph.value_info[:]
     _leave_out_defaults(model)
@@ -38,12 +39,12 @@ def _leave_out_defaults(model: ModelProto) -> None:
         if node.domain not in {"", "ai.onnx"}:
             continue
         known = onnx.defs.get_schema(node.op_type, opset).attributes
-        given = [item for item in node.attribute if not _is_default(node, item, known[item.name].default_value)]
+        given = [item for item in node.attribute if not _is_default(node, item, default=known[item.name].default_value)]
         del node.attribute[:]
         node.attribute.extend(given)
 
 
-def _is_default(node: NodeProto, item: AttributeProto, default: AttributeProto) -> bool:
+def _is_default(node: NodeProto, item: AttributeProto, *, default: AttributeProto) -> bool:
     import onnx
 
     if default.type:
@@ -51,7 +52,7 @@ def _is_default(node: NodeProto, item: AttributeProto, default: AttributeProto) 
     return item.name in _ONES.get(node.op_type, ()) and all(value == 1 for value in item.ints)
 
 
-def _share(model: ModelProto, kept: Set[str]) -> None:
+def _share(model: ModelProto, kept: AbstractSet[str]) -> None:
     """Let the nodes read one of several equal initializers; those whose name stays are left as they are."""
     first: dict[bytes, str] = {}
     instead: dict[str, str] = {}
@@ -76,7 +77,7 @@ def _drop_unused(model: ModelProto) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def _rename(model: ModelProto, tensors: Set[str], *, named: Set[str]) -> None:
+def _rename(model: ModelProto, tensors: AbstractSet[str], *, named: AbstractSet[str]) -> None:
     """Give short names, in the order of the graph, to all tensors and nodes but these."""
     part = model.graph
     made = [tensor.name for tensor in part.initializer] + [name for node in part.node for name in node.output]
@@ -92,6 +93,6 @@ def _rename(model: ModelProto, tensors: Set[str], *, named: Set[str]) -> None:
         node.name = node.name if node.name in named else next(short)
 
 
-def _names(taken: Set[str]) -> Iterator[str]:
+def _names(taken: AbstractSet[str]) -> Iterator[str]:
     """Yield q0, q1, …, without those that are taken."""
     return itertools.filterfalse(taken.__contains__, (f"q{number}" for number in itertools.count()))
