@@ -6,14 +6,17 @@ stdout; all that a runtime prints goes to stderr. An error is `{"error": {"kind"
 
     echo '{"mode": "time", "runtime": "onnxruntime", "model": "m.onnx", "inputs": [{"x": "x.npy"}]}' | python bench.py
 
-mode        "outputs", "time", "memory", "sentinel" or "describe"
+mode        "outputs", "time", "memory", "energy", "profile", "sentinel" or "describe"
 runtime     "onnxruntime", "ai_edge_litert" or "tflite_runtime"
 model       path; `sha256`, when given, must be its digest
 inputs      one object for each sample: input name -> .npy file; samples are taken in turn
 goldens     for the first samples: {"outputs": {name: .npy}, "tolerance": {name: largest |difference|}}
 threads     of the runtime (default 1); options: how to open the model, as plain JSON
+accelerator onnxruntime: the execution provider asked for (default "CPUExecutionProvider")
+affinity    list of processor numbers that this process may use (default: what it was given)
 warmup      {"iterations", "seconds"}: at least both; timed: the same, and "cap_seconds", "cap_iterations"
 outputs_to  folder for the outputs
+idle        mode energy: seconds of rest before the timed run, whose power is subtracted
 
 The rule: the clock runs around the inference alone. A TFLite interpreter's inputs are filled outside it (as in its own
 benchmark tool); onnxruntime takes them inside `run`.
@@ -29,6 +32,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
     Sample = dict[str, Any]
 
 PROTOCOL = 1
-CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+CPU = "CPUExecutionProvider"
+SYS, PROC = Path("/sys"), Path("/proc")
+LARGEST_POWER_W = 10000.0
 
 
 class BenchError(Exception):
@@ -75,6 +81,7 @@ class OrtSession:
 
     def __init__(self, path: str, threads: int, *, options: dict[str, Any], module: str) -> None:
         ort = __import__(module)
+        accelerator = str(options.pop("accelerator", CPU))
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         for key, value in dict(options.pop("config_entries", {})).items():
@@ -87,12 +94,15 @@ class OrtSession:
                 settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{named}")
             else:
                 setattr(settings, key, value)
-        self.session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        self.requested, self.actual = "CPUExecutionProvider", self.session.get_providers()[0]
+        self.session = ort.InferenceSession(path, settings, providers=[accelerator])
+        self.requested, self.actual = accelerator, self.session.get_providers()[0]
         self.threads = settings.intra_op_num_threads
         self.into = {item.name: item.name for item in self.session.get_inputs()}
         self.arity = len(self.into)
         self.output_names = [item.name for item in self.session.get_outputs()]
+
+    def fit(self, sample: Sample) -> None:
+        """Shapes are given with each call."""
 
     def put(self, sample: Sample) -> None:
         """Choose the sample that `call` runs."""
@@ -112,6 +122,9 @@ class TfliteSession:
 
     def __init__(self, path: str, threads: int, *, options: dict[str, Any], module: str) -> None:
         interpreter = __import__(module, fromlist=["Interpreter"]).Interpreter
+        asked = str(options.pop("accelerator", "cpu"))
+        if asked != "cpu":
+            raise BenchError("job", f"a TFLite model runs on the cpu here, {asked!r} was asked for")
         self.interpreter = interpreter(**dict(options, model_path=path, num_threads=threads))
         self.interpreter.allocate_tensors()
         self.requested = self.actual = "cpu"
@@ -124,6 +137,15 @@ class TfliteSession:
             runner = self.interpreter.get_signature_runner()
             self.into.update((name, item["index"]) for name, item in runner.get_input_details().items())
             self.out.update((name, item["index"]) for name, item in runner.get_output_details().items())
+
+    def fit(self, sample: Sample) -> None:
+        """Resize the inputs to a sample's shapes (another batch, say), where they differ."""
+        details = {item["index"]: list(item["shape"]) for item in self.interpreter.get_input_details()}
+        other = {name: value.shape for name, value in sample.items() if details[self.into[name]] != list(value.shape)}
+        for name, shape in other.items():
+            self.interpreter.resize_tensor_input(self.into[name], shape)
+        if other:
+            self.interpreter.allocate_tensors()
 
     def put(self, sample: Sample) -> None:
         """Fill the input tensors."""
@@ -164,7 +186,9 @@ def open_session(job: Job, answer: Answer) -> Any:
     version = runtime_version(runtime)
     before, method = peak_bytes()
     answer.stage, start, (module, kind) = "load", time.perf_counter_ns(), RUNTIMES[runtime]
-    session = kind(path, threads, options=dict(job.get("options") or {}), module=module)
+    options = dict(job.get("options") or {})
+    options.update({"accelerator": job["accelerator"]} if job.get("accelerator") else {})
+    session = kind(path, threads, options=dict(options), module=module)
     session.load_ms = (time.perf_counter_ns() - start) / 1e6
     session.memory = {"method": method, "before_load_bytes": before, "after_load_bytes": peak_bytes()[0]}
     answer.stage, session.samples = "run", samples
@@ -172,11 +196,29 @@ def open_session(job: Job, answer: Answer) -> Any:
         "runtime": runtime, "runtime_version": version, "model_digest": actual,
         "threads": {"requested": threads, "actual": session.threads},
         "accelerator": {"requested": session.requested, "actual": session.actual},
+        "affinity": {"requested": job.get("affinity"), "actual": affinity()},
     }  # fmt: skip
     for sample in samples or [{}]:
         if len(sample) != session.arity or not set(sample) <= set(session.into):
             raise BenchError("job", f"inputs {sorted(sample)} given, the model has {sorted(session.into)}")
+    if samples:
+        session.fit(samples[0])
     return session
+
+
+def affinity() -> list[int]:
+    """Return the processors that this process may use; nothing where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def pin(wanted: list[int]) -> None:
+    """Confine this process, and the threads it will start, to some processors."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise BenchError("job", "this system has no affinity")
+    try:
+        os.sched_setaffinity(0, {int(number) for number in wanted})
+    except (OSError, ValueError) as error:
+        raise BenchError("job", f"affinity {wanted}: {error}; there are the processors {affinity()}") from error
 
 
 def file_digest(path: str) -> str:
@@ -245,13 +287,16 @@ def sentinel(repeats: int = 12) -> list[int]:
 
 
 def warm_up(session: Any, plan: dict[str, Any]) -> dict[str, Any]:
-    """Run at least so many inferences and seconds, apart from what is timed."""
-    start, count = time.perf_counter(), 0
+    """Run at least so many inferences and seconds, apart from what is timed; the first hundred times are kept."""
+    start, count, times = time.perf_counter(), 0, []
     while count < int(plan.get("iterations", 10)) or time.perf_counter() - start < float(plan.get("seconds", 0)):
         session.put(session.samples[count % len(session.samples)])
+        began = time.perf_counter_ns()
         session.call()
         count += 1
-    return {"iterations": count, "seconds": time.perf_counter() - start}
+        if count <= 100:
+            times.append(time.perf_counter_ns() - began)
+    return {"iterations": count, "seconds": time.perf_counter() - start, "iterations_ns": times}
 
 
 def timed_loop(session: Any, plan: dict[str, Any]) -> list[int]:
@@ -285,10 +330,12 @@ def time_model(job: Job, answer: Answer) -> dict[str, Any]:
     warm = warm_up(session, job.get("warmup") or {})
     gc.collect()
     gc.disable()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began, wall, cpu = time.monotonic_ns(), time.perf_counter(), time.process_time()
     iterations = timed_loop(session, job.get("timed") or {})
-    timed = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    timed: dict[str, Any] = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     gc.enable()
+    timed["began_ns"] = began
+    timed["process_threads"] = number(PROC / "self/status", "Threads")
     golden = check_goldens(job, session, when="after timing")
     return dict(
         session.facts, load_ms=session.load_ms, first_ms=first_ms, warmup=warm, timed=timed, iterations_ns=iterations,
@@ -319,9 +366,78 @@ def memory_use(job: Job, answer: Answer) -> dict[str, Any]:
     """Mode `memory`: peak resident bytes of this process before the model is loaded, and after some inferences."""
     session = open_session(job, answer)
     done = warm_up(session, job.get("timed") or {})
-    memory = dict(session.memory, peak_bytes=peak_bytes()[0], iterations=done["iterations"])
+    memory = dict(session.memory, peak_bytes=peak_bytes()[0], iterations=done["iterations"], rollup=rollup())
     golden = check_goldens(job, session, when="after the memory run")
     return dict(session.facts, memory=memory, goldens=golden, environment={"after": conditions()})
+
+
+def energy_use(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `energy`: joules of one inference by the machine's own energy counters, net of its idle power.
+
+    Counters: powercap (RAPL), hwmon `energy*_input`, and the ODPM of phones (iio `energy_value`). Without one there is
+    a reason and no number: a battery gauge is too coarse.
+    """
+    if not rails():
+        return {"energy": {"reason": "not measured: this machine has no energy counter that can be read"}}
+    session, rest = open_session(job, answer), float(job.get("idle", 5))
+    golden = check_goldens(job, session, when="before the energy run")
+    warm_up(session, job.get("warmup") or {})
+    idle = watts(lambda: time.sleep(rest))
+    count: list[int] = []
+    busy = watts(lambda: count.append(len(timed_loop(session, job.get("timed") or {}))))
+    found = {}
+    for name, (power, seconds) in busy.items():
+        if name in idle:
+            joules = (power - idle[name][0]) * seconds / count[0]
+            found[name] = {"idle_w": idle[name][0], "busy_w": power, "j_per_inference": joules, "seconds": seconds}
+    return dict(session.facts, goldens=golden, energy={"rails": found, "iterations": count[0], "idle_seconds": rest})
+
+
+def rails() -> dict[str, float]:
+    """Return the joules that each readable counter shows, by its name and path."""
+    found: dict[str, float] = {}
+    for path in [
+        *sorted(SYS.glob("class/powercap/*/energy_uj")),
+        *sorted(SYS.glob("class/hwmon/hwmon*/energy*_input")),
+    ]:
+        joules = number(path)
+        if joules is not None:
+            found[f"{read_text(path.parent / 'name')} {path.parent.name}/{path.name}"] = joules / 1e6
+    for path in sorted(SYS.glob("bus/iio/devices/iio:device*/energy_value")):
+        # ODPM: `CH0(T=1234)[VSYS_PWR_MMWAVE], 5678` in microjoules
+        pairs = [line.rpartition(",") for line in read_text(path).splitlines()]
+        found.update((f"odpm {name.strip()}", int(value) / 1e6) for name, _, value in pairs if value.strip().isdigit())
+    return found
+
+
+def watts(work: Callable[[], Any]) -> dict[str, tuple[float, float]]:
+    """Return each counter's mean power while `work` runs, and the seconds; one that wrapped round is left out."""
+    before, start = rails(), time.perf_counter()
+    work()
+    seconds, after = time.perf_counter() - start, rails()
+    powers = {name: ((after[name] - joules) / seconds, seconds) for name, joules in before.items() if name in after}
+    return {name: pair for name, pair in powers.items() if 0 <= pair[0] < LARGEST_POWER_W}
+
+
+def profile(job: Job, answer: Answer) -> dict[str, Any]:
+    """Mode `profile`: microseconds of every node, by onnxruntime's own profiler. A launch of its own: it costs time."""
+    if job.get("runtime") != "onnxruntime":
+        return {"profile": {"reason": f"{job.get('runtime')} gives no times of single operators"}}
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(job.get("options") or {}, enable_profiling=True, profile_file_prefix=str(Path(folder) / "p"))
+        session = open_session(dict(job, options=options), answer)
+        done = warm_up(session, job.get("warmup") or {})
+        events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
+    nodes: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        name, about = event["name"][: -len("_kernel_time")], event["args"]
+        row = {"name": name, "op": about.get("op_name"), "provider": about.get("provider"), "calls": 0, "us": 0}
+        node = nodes.setdefault(name, row)
+        node["calls"] += 1
+        node["us"] += event["dur"]
+    return dict(session.facts, profile={"iterations": done["iterations"], "nodes": list(nodes.values())})
 
 
 def peak_bytes() -> tuple[int, str]:
@@ -330,12 +446,19 @@ def peak_bytes() -> tuple[int, str]:
     On Linux `VmHWM`, or what is resident and swapped out if that is more; `ru_maxrss` there inherits the parent's
     peak. Elsewhere `ru_maxrss` it is: bytes on macOS, kilobytes on the BSDs.
     """
-    lines = read_text(Path("/proc/self/status")).splitlines()
+    lines = read_text(PROC / "self/status").splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
     if "VmHWM" in sizes:
         return max(sizes["VmHWM"], sizes["VmRSS"] + sizes.get("VmSwap", 0)), "VmHWM"
     resource = __import__("resource")  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), "ru_maxrss"
+
+
+def rollup() -> dict[str, int]:
+    """Return this process's share of memory in bytes (PSS, what is private and dirty, what is swapped), on Linux."""
+    wanted = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Private_Dirty", "Swap", "SwapPss")
+    lines = [line.split() for line in read_text(PROC / "self/smaps_rollup").splitlines() if line.endswith(" kB")]
+    return {name[:-1]: int(size) * 1024 for name, size, _ in lines if name[:-1] in wanted}
 
 
 def read_text(path: Path) -> str:
@@ -346,51 +469,96 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def number(path: Path, field: str = "") -> int | None:
+    """Return the whole number in a system file, or after `field` in it; None where there is none."""
+    for line in read_text(path).splitlines():
+        words = line.replace(":", " ").split() if field else ["", line]
+        if len(words) > 1 and words[0] == field and words[1].lstrip("-").isdigit():
+            return int(words[1])
+    return None
+
+
 def conditions() -> dict[str, Any]:
-    """Return what may change while a machine runs: boot, load, frequency (kHz), governor."""
-    frequency = read_text(CPUFREQ / "scaling_cur_freq")
+    """Return what may change while a machine runs: boot, load, frequency (kHz), governor, heat (degrees C), supply."""
+    cores = sorted(SYS.glob("devices/system/cpu/cpu[0-9]*"))
+    frequencies = [number(core / "cpufreq/scaling_cur_freq") for core in cores]
+    throttled = [number(core / "thermal_throttle/core_throttle_count") for core in cores]
+    known = [value for value in frequencies if value is not None]
+    supplies = [(read_text(path / "type"), path) for path in sorted(SYS.glob("class/power_supply/*"))]
     return {
-        "boot_id": read_text(Path("/proc/sys/kernel/random/boot_id")),
+        "boot_id": read_text(PROC / "sys/kernel/random/boot_id"),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
-        "frequency_khz": int(frequency) if frequency.isdigit() else None,
-        "governor": read_text(CPUFREQ / "scaling_governor"),
-    }
+        "frequency_khz": known[0] if known else None, "frequencies_khz": known,
+        "governor": read_text(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "temperatures_c": temperatures(),
+        "throttle_events": sum(value or 0 for value in throttled) if any(throttled) else None,
+        "firmware_throttled": read_text(SYS / "devices/platform/soc/soc:firmware/get_throttled"),
+        "swapped_in_pages": number(PROC / "vmstat", "pswpin"),
+        "free_kb": number(PROC / "meminfo", "MemAvailable"),
+        "battery_percent": next((number(path / "capacity") for kind, path in supplies if kind == "Battery"), None),
+        "plugged": any(number(path / "online") == 1 for _, path in supplies) if supplies else None,
+    }  # fmt: skip
+
+
+def temperatures() -> dict[str, float]:
+    """Return degrees Celsius by sensor: thermal zones, or hwmon where there are none."""
+    zones = [(path, read_text(path.parent / "type")) for path in sorted(SYS.glob("class/thermal/thermal_zone*/temp"))]
+    chips = [(path, read_text(path.parent / "name")) for path in sorted(SYS.glob("class/hwmon/hwmon*/temp*_input"))]
+    found = [(f"{name} {path.parent.name}", number(path)) for path, name in zones or chips]
+    return {name: value / 1000 for name, value in found if value is not None}
 
 
 def describe(job: Job, answer: Answer) -> dict[str, Any]:
     """Mode `describe`: what this machine is. A runtime is imported only if the job names one."""
     fields: dict[str, str] = {}
-    for line in read_text(Path("/proc/cpuinfo")).splitlines():
+    for line in read_text(PROC / "cpuinfo").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
-    named = fields.get("model name") or read_text(Path("/proc/device-tree/model")) or fields.get("hardware")
+    named = fields.get("model name") or read_text(PROC / "device-tree/model") or fields.get("hardware")
     part, machine = f"{fields.get('cpu implementer')} {fields.get('cpu part')}", platform.machine()
     answer.stage = "load"
     facts = {
         "arch": {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine),
         "cpu": named or (f"implementer and part {part}" if "cpu part" in fields else platform.processor()),
         "features": sorted(set((fields.get("flags") or fields.get("features") or "").split())),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": len(affinity()) or os.cpu_count() or 1, "capacities": capacities(),
+        "hypervisor": "hypervisor" in (fields.get("flags") or "").split(),
         "os": platform.system().lower(), "kernel": platform.release(), "python": platform.python_version(),
         "runtime_version": runtime_version(str(job["runtime"])) if job.get("runtime") else "",
     }  # fmt: skip
     return dict(facts, **conditions())
 
 
+def capacities() -> list[int]:
+    """Return how strong each processor is beside the others (Linux's cpu_capacity, or its highest kHz); or nothing."""
+    cores = [SYS / f"devices/system/cpu/cpu{index}" for index in range(os.cpu_count() or 1)]
+    for file in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        found = [number(core / file) for core in cores]
+        if all(found):
+            return [value or 0 for value in found]
+    return []
+
+
 MODES: dict[str, Callable[[Job, Answer], dict[str, Any]]] = {
     "outputs": write_outputs, "time": time_model, "memory": memory_use, "describe": describe,
+    "energy": energy_use, "profile": profile,
     "sentinel": lambda job, _: {"sentinel": {"before_ns": sentinel(int(job.get("repeats", 12)))}},
 }  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
     """Read the job, pin the thread pools before numpy is loaded, do it, write the line."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     answer = Answer()
     sys.excepthook = lambda _, error, trace: answer.fail(error.with_traceback(trace))
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8") if arguments else sys.stdin.read())
     if not isinstance(job, dict) or job.get("mode") not in MODES:
         raise BenchError("job", f"not a job: an object whose `mode` is one of {', '.join(MODES)} is expected")
     os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_NUM_THREADS=str(int(job.get("threads", 1))))
+    if job.get("affinity"):
+        pin(list(job["affinity"]))
     result = MODES[job["mode"]](job, answer)
     answer.write(dict(result, protocol=PROTOCOL, mode=job["mode"], bench_digest=file_digest(__file__)))
 

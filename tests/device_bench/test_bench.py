@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +57,108 @@ def test_it_is_written_in_python_3_8_and_imports_nothing_of_ours() -> None:
     assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "numpy"}
 
 
-def test_it_evaluates_nothing_that_came_after_python_3_8() -> None:
-    text = BENCH.read_text(encoding="utf-8")
-    assert _newer_than_3_8(text) == []
-    assert _newer_than_3_8("x = dict[str, int]") == ["dict[...]"]
-    assert _newer_than_3_8("x = name.removesuffix('y')") == ["removesuffix"]
-    assert _newer_than_3_8("zip(a, b, strict=True)") == ["strict"]
+@pytest.mark.parametrize(
+    ("line", "least"),
+    [("x = 1", 0), ("x = dict[str, int]", 1), ("'x'.removesuffix('y')", 1), ("zip((), (), strict=True)", 1)],
+)
+def test_it_uses_nothing_that_came_after_python_3_8(line: str, least: int, tmp_path: Path) -> None:
+    program = tmp_path / "bench.py"
+    program.write_text(f"{BENCH.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    start = [sys.executable, "-c", "import vermin; vermin.main()"]
+    command = [*start, "-t=3.8-", "--no-tips", "--no-parse-comments", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert min(done.returncode, 1) == least, done.stdout
 
 
-def _newer_than_3_8(text: str) -> list[str]:
-    """Generic builtins outside annotations and `if TYPE_CHECKING`, and methods and arguments that 3.8 does not have."""
-    tree = ast.parse(text)
-    skipped: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        aside: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        aside += [node] if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else []
-        skipped.update(inner for part in aside if part is not None for inner in ast.walk(part))
-    found = []
-    for node in set(ast.walk(tree)) - skipped:
-        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"dict", "list", "tuple", "type", "set"}:
-            found.append(f"{ast.unparse(node.value)}[...]")
-        if isinstance(node, ast.Attribute) and node.attr in {"removeprefix", "removesuffix", "file_digest", "pairwise"}:
-            found.append(node.attr)
-        if isinstance(node, ast.keyword) and node.arg == "strict":
-            found.append("strict")
-    return found
+def test_it_describes_a_machine_under_python_3_9() -> None:
+    pypy = shutil.which("pypy3") or shutil.which("python3.8") or shutil.which("python3.9")
+    if pypy is None:
+        pytest.skip("no Python 3.8 or 3.9 here; Debian 12 has one as `pypy3`")
+    done = subprocess.run([pypy, str(BENCH)], input='{"mode": "describe"}', capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["python"].startswith(("3.8", "3.9"))
+
+
+def test_help_is_for_people_without_edgeexport() -> None:
+    done = subprocess.run([sys.executable, str(BENCH), "--help"], capture_output=True, text=True, check=True)
+    assert "python bench.py" in done.stdout
+    assert "affinity" in done.stdout
+
+
+def test_affinity_asked_for_is_affinity_had_and_both_are_said(model: Path) -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    code, answer, _ = run(job("time", model, affinity=mine[:1]))
+    assert code == 0, answer
+    assert answer["affinity"] == {"requested": mine[:1], "actual": mine[:1]}
+    assert run(job("time", model))[1]["affinity"] == {"requested": None, "actual": mine}
+    code, answer, _ = run(job("time", model, affinity=[4096]))
+    assert (code, answer["error"]["kind"]) == (1, "job")
+
+
+def test_an_accelerator_that_is_not_there_is_not_what_is_said_to_have_run(model: Path) -> None:
+    answer = run(job("time", model, accelerator="XnnpackExecutionProvider"))[1]
+    assert "error" in answer or answer["accelerator"]["actual"] == "CPUExecutionProvider"
+
+
+def test_a_profile_has_the_time_of_each_node(model: Path) -> None:
+    answer = run(job("profile", model))[1]
+    nodes = answer["profile"]["nodes"]
+    assert {node["provider"] for node in nodes} == {"CPUExecutionProvider"}
+    assert all(node["calls"] >= answer["profile"]["iterations"] and node["us"] >= 0 for node in nodes)
+    assert {"MatMul", "Relu"} & {node["op"] for node in nodes} or "FusedGemm" in {node["op"] for node in nodes}
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The program as a module that takes `tmp_path` for /sys."""
+    spec = importlib.util.spec_from_file_location("bench_under_test", BENCH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SYS", tmp_path)
+    return module
+
+
+def _system(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def test_conditions_are_read_from_the_system(program: Any, tmp_path: Path) -> None:
+    found = program.conditions()
+    assert (found["frequencies_khz"], found["temperatures_c"], found["plugged"]) == ([], {}, None)
+    for core, khz in (("cpu0", "1800000"), ("cpu1", "900000")):
+        _system(tmp_path / f"devices/system/cpu/{core}", cpufreq__scaling_cur_freq=khz, cpu_capacity="446")
+    _system(tmp_path / "devices/system/cpu/cpu1/thermal_throttle", core_throttle_count="3")
+    _system(tmp_path / "class/thermal/thermal_zone0", type="cpu-thermal", temp="61300")
+    _system(tmp_path / "class/power_supply/BAT0", type="Battery", capacity="17")
+    _system(tmp_path / "class/power_supply/usb", type="USB", online="1")
+    found = program.conditions()
+    assert found["frequencies_khz"] == [1_800_000, 900_000]
+    assert found["temperatures_c"] == {"cpu-thermal thermal_zone0": 61.3}
+    assert (found["battery_percent"], found["plugged"], found["throttle_events"]) == (17, True, 3)
+
+
+def test_power_is_what_counters_gained_and_a_counter_that_wrapped_is_left_out(program: Any, tmp_path: Path) -> None:
+    assert program.rails() == {}
+    rapl, odpm = tmp_path / "class/powercap/intel-rapl:0", tmp_path / "bus/iio/devices/iio:device0"
+    _system(rapl, name="package-0", energy_uj="5000000")
+    _system(odpm, name="odpm", energy_value="t=1\nCH0(T=1)[VDD_CPU], 9000000\nCH1(T=1)[VDD_GPU], 1000000")
+
+    def work() -> None:
+        time.sleep(0.05)
+        _system(rapl, energy_uj="6000000")
+        _system(odpm, energy_value="t=2\nCH0(T=1)[VDD_CPU], 10000000\nCH1(T=1)[VDD_GPU], 3")
+
+    found = program.watts(work)
+    assert sorted(found) == ["odpm CH0(T=1)[VDD_CPU]", "package-0 intel-rapl:0/energy_uj"]
+    assert all(power == pytest.approx(1 / seconds) for power, seconds in found.values())
+
+
+def test_energy_is_not_measured_where_nothing_counts_it(program: Any, model: Path) -> None:
+    assert program.energy_use(job("energy", model), None)["energy"]["reason"].startswith("not measured")
 
 
 def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Path) -> None:
