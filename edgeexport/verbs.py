@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgeexport.progress import Progress, silent
 from edgeexport.records.base import file_digest
 from edgeexport.records.export import ExportRecord
-from edgeexport.records.measurement import Comparison, Measurement
+from edgeexport.records.measurement import Comparison, Measurement, Mode
 from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.pruning import PruningPlan
@@ -174,7 +174,7 @@ def measure(
     samples: Sequence[Feeds],
     device: str = "local",
     threads: int = 1,
-    mode: Literal["smoke", "quick", "official"] = "quick",
+    mode: Mode = "brief",
     progress: Progress = silent,
 ) -> tuple[list[Measurement], list[Comparison]]:
     """Measure model files interleaved on a device; return each one's figures and each later one beside the first.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeexport.validation.measure import Mode, Subject
 
 NO_DEVICE = "none"
-MODE: Mode = "quick"
+MODE: Mode = "brief"
 
 
 def device_for(target: Target, wanted: str | None) -> tuple[Device | None, str]:

@@ -6,7 +6,10 @@ from edgeexport.records.base import Record
 
 
 class DeviceFacts(Record):
-    """A machine. features: CPU flags as Linux names them. bench_digest: of the program that answered."""
+    """A machine. features: CPU flags as Linux names them. bench_digest: of the program that answered.
+
+    capacities: how strong each processor is beside the others; empty where the system does not say.
+    """
 
     device: str
     arch: str
@@ -18,6 +21,8 @@ class DeviceFacts(Record):
     python: str
     runtime_version: str = ""
     bench_digest: str = ""
+    capacities: tuple[int, ...] = ()
+    hypervisor: bool = False
 
 
 class Reachability(Record):

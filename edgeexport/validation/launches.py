@@ -26,6 +26,9 @@ TREND_LIMIT, TREND_CHANGE = 0.8, 0.05
 FREQUENCY_LEAST = 0.90
 RESOLUTION_LIMIT = 0.01
 BUSY_SHARE, CONTENDED_SHARE = 1.2, 0.9
+BATTERY_LEAST = 20
+# Bits 0 to 3 of a Raspberry Pi's get_throttled: under-voltage, frequency capped, throttled, soft temperature limit.
+FIRMWARE_THROTTLED_NOW = 0xF
 
 
 class _Threads(msgspec.Struct, frozen=True):
@@ -38,10 +41,25 @@ class _Accelerator(msgspec.Struct, frozen=True):
     actual: str
 
 
+class _Affinity(msgspec.Struct, frozen=True):
+    requested: tuple[int, ...] | None = None
+    actual: tuple[int, ...] = ()
+
+
 class _Moment(msgspec.Struct, frozen=True):
+    """The state of the machine; what older device programs do not tell has a default."""
+
     boot_id: str
     load_average: tuple[float, ...]
     frequency_khz: int | None
+    governor: str = ""
+    frequencies_khz: tuple[int, ...] = ()
+    temperatures_c: dict[str, float] = {}
+    throttle_events: int | None = None
+    firmware_throttled: str = ""
+    swapped_in_pages: int | None = None
+    battery_percent: int | None = None
+    plugged: bool | None = None
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -57,6 +75,14 @@ class _Sentinel(msgspec.Struct, frozen=True):
 class _Timed(msgspec.Struct, frozen=True):
     seconds: float
     cpu_seconds: float
+    began_ns: int | None = None
+    process_threads: int | None = None
+
+
+class _Warmup(msgspec.Struct, frozen=True):
+    iterations: int = 0
+    seconds: float = 0.0
+    iterations_ns: tuple[int, ...] = ()
 
 
 class _Clock(msgspec.Struct, frozen=True):
@@ -64,7 +90,10 @@ class _Clock(msgspec.Struct, frozen=True):
 
 
 class Launch(msgspec.Struct, frozen=True, dict=True):
-    """The answer of one fresh process in mode `time`. Unknown fields of newer programs are let through."""
+    """The answer of one fresh process in mode `time`. Unknown fields of newer programs are let through.
+
+    set_aside: its round was disturbed and has been measured again.
+    """
 
     runtime_version: str
     model_digest: str
@@ -78,6 +107,9 @@ class Launch(msgspec.Struct, frozen=True, dict=True):
     sentinel: _Sentinel
     environment: _Environment
     clock: _Clock
+    affinity: _Affinity = _Affinity()
+    warmup: _Warmup = _Warmup()
+    set_aside: bool = False
 
     @cached_property
     def times_ms(self) -> NDArray[Any]:
@@ -96,11 +128,13 @@ class Launch(msgspec.Struct, frozen=True, dict=True):
 
 @dataclass(frozen=True)
 class Demand:
-    """What was asked of every launch: the least iterations and seconds, and threads."""
+    """What was asked of every launch: the least iterations and seconds, threads, and how many launches."""
 
     iterations: int
     seconds: float
     threads: int
+    launches: int = 1
+    cores: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,8 @@ Complaints = Iterator[tuple[bool, str]]
 
 
 def _too_few(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    if len(launches) < demand.launches:
+        yield True, f"too short: {len(launches)} launches fitted into the time allowed, {demand.launches} are needed"
     for launch in launches:
         count = len(launch.iterations_ns)
         if count < demand.iterations or launch.timed.seconds < demand.seconds:
@@ -186,6 +222,48 @@ def _slowed(launches: Sequence[Launch], demand: Demand) -> Complaints:
         yield True, f"throttled: the processor fell from {start / 1e6:.2f} to {min(known) / 1e6:.2f} GHz"
 
 
+def _heated(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    """What the system itself says of throttling: its counters of such events, and a Raspberry Pi's firmware."""
+    del demand
+    for launch in launches:
+        before, after = launch.environment.before, launch.environment.after
+        if (after.throttle_events or 0) > (before.throttle_events or 0):
+            yield True, "throttled: the processor counted thermal throttling during a launch"
+            return
+        if int(after.firmware_throttled or "0", 16) & FIRMWARE_THROTTLED_NOW:
+            yield True, f"throttled: the firmware says {after.firmware_throttled} (under-voltage, capped or hot)"
+            return
+
+
+def _unpinned(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    del demand
+    for affinity in {launch.affinity for launch in launches}:
+        if affinity.requested is not None and set(affinity.requested) != set(affinity.actual):
+            yield True, f"ran on processors {list(affinity.actual)}, {list(affinity.requested)} were asked for"
+
+
+def _supplied(launches: Sequence[Launch], demand: Demand) -> Complaints:
+    """Battery, charger, governor, swap and load: doubts, since their effect is not known."""
+    moments = [moment for each in launches for moment in (each.environment.before, each.environment.after)]
+    for what, values in (
+        ("the charger was plugged or unplugged", {each.plugged for each in moments}),
+        ("the governor changed", {each.governor for each in moments}),
+    ):
+        if len(values) > 1:
+            yield False, f"{what} between launches: {', '.join(sorted(map(str, values)))}"
+    charge = min((each.battery_percent for each in moments if each.battery_percent is not None), default=100)
+    if charge < BATTERY_LEAST:
+        yield False, f"the battery is at {charge} %"
+    for launch in launches:
+        before, after = launch.environment.before, launch.environment.after
+        if (after.swapped_in_pages or 0) > (before.swapped_in_pages or 0):
+            yield False, "memory was swapped in during a launch"
+            break
+    load = max((each.load_average[0] for each in moments if each.load_average), default=0.0)
+    if demand.cores and load > demand.cores:
+        yield False, f"the load average was {load:.1f} on {demand.cores} cores: other programs were running"
+
+
 def _coarse_clock(launches: Sequence[Launch], demand: Demand) -> Complaints:
     del demand
     tick = max(launch.clock.resolution_ns for launch in launches)
@@ -199,7 +277,10 @@ RULES: tuple[Callable[[Sequence[Launch], Demand], Complaints], ...] = (
     _changed,
     _other_accelerator,
     _other_threads,
+    _unpinned,
     _slowed,
+    _heated,
+    _supplied,
     _coarse_clock,
 )
 

@@ -1,109 +1,42 @@
 """Measure: how fast and how big models are on a device, beside the first of them, as a record with its conditions.
 
 The rule: every launch is a fresh process, and in every round all subjects take their turn in random order. Memory has
-launches of its own. An invalid measurement carries reasons and no number; noise is met by measuring again, a bounded
-number of times, and never by dropping samples.
+launches of its own. An invalid measurement carries reasons and no number; noise is met by more rounds, a bounded number
+of them, and never by dropping samples.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from edgeexport.devices.protocol import BENCH_RUNTIMES, Device
-from edgeexport.errors import DataError, DeviceError
+import msgspec
+
+from edgeexport.devices.protocol import Device
+from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.device import DeviceFacts
-from edgeexport.records.measurement import Comparison, Conditions, Latency, Measurement, Memory
+from edgeexport.records.measurement import Comparison, Conditions, Latency, Measurement, Memory, Mode, Moment
 from edgeexport.validation import statistics
-from edgeexport.validation.launches import Demand, Findings, Launch, examine, read_launch
+from edgeexport.validation.launches import Findings, Launch
+from edgeexport.validation.rounds import START_SECONDS, Rounds, quiet_ns
+from edgeexport.validation.subjects import PLANS, UNTIMED, Plan, Subject, Turn, prepared
+
+__all__ = ["PLANS", "Mode", "Plan", "Subject", "latency", "measure", "run_on_device"]
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Feeds = dict[str, NDArray[Any]]
 
-Mode = Literal["smoke", "quick", "official"]
-START_SECONDS = 60.0
-COOLED = 0.02
-COOLING_STEP_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a mode does. Seconds and iterations are least values for each launch; `cap_seconds` is the most.
-
-    memory_launches: how many more launches there are for memory, which is the largest of them.
-    """
-
-    launches: int
-    warmup_iterations: int
-    warmup_seconds: float
-    timed_iterations: int
-    timed_seconds: float
-    cap_seconds: float
-    tries: int
-    cooldown_seconds: float
-    memory_launches: int = 3
-
-
-# quick: six launches are the fewest that have a 95 % interval at all, and they cost about half a second each; more
-# launches tell more than longer ones, since processes differ more than iterations do.
-PLANS: dict[Mode, Plan] = {
-    "smoke": Plan(1, 3, 0.0, 10, 0.0, cap_seconds=10, tries=1, cooldown_seconds=0, memory_launches=1),
-    "quick": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, tries=2, cooldown_seconds=0),
-    "official": Plan(10, 10, 2.0, 128, 6.0, cap_seconds=60, tries=2, cooldown_seconds=300),
-}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model file to measure.
-
-    runtime: as targets name it. inputs: one real sample, or several that are taken in turn, in the file's own
-    signature. goldens: outputs expected for the first samples, checked before and after timing; tolerance: output
-    name -> largest |difference| (0 where not given).
-    """
-
-    label: str
-    path: Path
-    digest: str
-    runtime: str
-    inputs: Feeds | Sequence[Feeds]
-    threads: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
-    goldens: Sequence[Feeds] = ()
-    tolerance: Mapping[str, float] = field(default_factory=dict)
-
-    def samples(self) -> list[Feeds]:
-        """Return the samples, at least one. Raises DataError."""
-        found = [dict(self.inputs)] if isinstance(self.inputs, Mapping) else [dict(sample) for sample in self.inputs]
-        if not found:
-            raise DataError(f"{self.label}: no sample to measure with", next_step="give at least one real input")
-        return found
-
-
-@dataclass
-class _Turn:
-    """A subject with its files, and what its launches answered. `failure` ends its turns."""
-
-    subject: Subject
-    job: dict[str, Any]
-    files: dict[str, Path]
-    launches: list[Launch] = field(default_factory=list)
-    failure: str = ""
-    memory: Memory | None = None
-
 
 def measure(
     subjects: Sequence[Subject],
     *,
     device: Device,
-    mode: Mode = "quick",
+    mode: Mode = "brief",
     seed: int = 0,
     progress: Progress = silent,
     keep: Path | None = None,
@@ -115,9 +48,9 @@ def measure(
     """
     plan = PLANS[mode]
     with tempfile.TemporaryDirectory(prefix="edgeexport-measure-") as folder:
-        turns = [_prepared(subject, Path(folder) / str(index), plan=plan) for index, subject in enumerate(subjects)]
+        turns = [prepared(subject, Path(folder) / str(index), plan=plan) for index, subject in enumerate(subjects)]
         facts = device.describe()
-        drift, findings = _settled(turns, device, plan=plan, seed=seed, progress=progress)
+        drift, findings = Rounds(turns, device, plan, progress, facts.cores).run(seed)
         for turn in turns:
             _take_memory(turn, device, plan=plan)
     if keep is not None:
@@ -133,8 +66,8 @@ def run_on_device(subject: Subject, *, device: Device, folder: Path) -> list[Fee
     """Return the outputs of every sample of a subject, as the device computes them. Raises DeviceError."""
     import numpy as np
 
-    turn = _prepared(subject, folder / "in", plan=PLANS["smoke"])
-    job = {key: value for key, value in turn.job.items() if key not in {"goldens", "warmup", "timed"}}
+    turn = prepared(subject, folder / "in", plan=PLANS["smoke"])
+    job = {key: value for key, value in turn.job.items() if key not in UNTIMED}
     answer = device.run(
         {**job, "mode": "outputs"}, files=turn.files, timeout=START_SECONDS * 5, outputs_to=folder / "out"
     )
@@ -144,67 +77,7 @@ def run_on_device(subject: Subject, *, device: Device, folder: Path) -> list[Fee
     ]
 
 
-def _settled(
-    turns: list[_Turn], device: Device, *, plan: Plan, seed: int, progress: Progress
-) -> tuple[statistics.Drift, list[Findings]]:
-    """Run all rounds; run them again while nothing but noise is wrong and tries are left."""
-    previous: set[str] = set()
-    for attempt in range(plan.tries):
-        for turn in turns:
-            turn.launches.clear()
-        order = _rounds(turns, device, plan=plan, seed=seed + attempt, progress=progress)
-        drift = _drift(order)
-        findings = [_found(turn, plan, drift=drift) for turn in turns]
-        noise = {reason for found in findings if found.noisy for reason in found.reasons}
-        if not noise or attempt + 1 == plan.tries:
-            break
-        previous |= noise
-        progress(f"measure again: {min(noise)}", None)
-    if previous:
-        repeated = f"measured {attempt + 1} times; an earlier try was invalid: {min(previous)}"
-        findings = [Findings(found.reasons, (*found.warnings, repeated), found.noisy) for found in findings]
-    return drift, findings
-
-
-def _rounds(turns: list[_Turn], device: Device, *, plan: Plan, seed: int, progress: Progress) -> list[Launch]:
-    """Let every subject take its turn in each round, in random order; return all launches in the order of time."""
-    import numpy as np
-
-    rng, order = np.random.default_rng(seed), list[Launch]()
-    for number in range(plan.launches):
-        progress(f"measure: round {number + 1} of {plan.launches}", number / plan.launches)
-        if number and order:
-            _cool_down(device, order[0], plan=plan)
-        for index in rng.permutation(len(turns)):
-            launch = _launch(turns[index], device, plan=plan)
-            order.extend([launch] if launch else [])
-    return order
-
-
-def _launch(turn: _Turn, device: Device, *, plan: Plan) -> Launch | None:
-    if turn.failure:
-        return None
-    timeout = START_SECONDS + 3 * plan.cap_seconds + plan.warmup_seconds
-    try:
-        launch = read_launch(device.run({**turn.job, "mode": "time"}, files=turn.files, timeout=timeout))
-    except DeviceError as error:
-        turn.failure = f"a launch failed: {error}"
-        return None
-    turn.launches.append(launch)
-    return launch
-
-
-def _cool_down(device: Device, first: Launch, *, plan: Plan) -> None:
-    """Wait until the sentinel is as fast as it was at the start, within 2 %, but no longer than the plan says."""
-    cold = min(first.sentinel.before_ns) * (1 + COOLED)
-    for _ in range(int(plan.cooldown_seconds / COOLING_STEP_SECONDS)):
-        answer = device.run({"mode": "sentinel"}, timeout=START_SECONDS)
-        if min(answer["sentinel"]["before_ns"]) <= cold:
-            return
-        time.sleep(COOLING_STEP_SECONDS)
-
-
-def _take_memory(turn: _Turn, device: Device, *, plan: Plan) -> None:
+def _take_memory(turn: Turn, device: Device, *, plan: Plan) -> None:
     """Measure memory in launches of its own: reading it must not disturb the clock, nor timing the peak.
 
     The largest peak counts: a limit that it holds is held by the others too.
@@ -217,92 +90,51 @@ def _take_memory(turn: _Turn, device: Device, *, plan: Plan) -> None:
     except DeviceError as error:
         turn.failure = f"a memory launch failed: {error}"
         return
+    turn.memory = _memory(answers)
+
+
+def _memory(answers: Sequence[Mapping[str, Any]]) -> Memory:
     most = max(answers, key=lambda answer: int(answer["peak_bytes"]))
-    method = f"{most['method']}, largest of {len(answers)} launches" if len(answers) > 1 else str(most["method"])
-    turn.memory = Memory(int(most["peak_bytes"]), int(most["before_load_bytes"]), method)
+    rollup = most.get("rollup") or {}
+    return Memory(
+        peak_bytes=int(most["peak_bytes"]),
+        before_load_bytes=int(most["before_load_bytes"]),
+        method=f"{most['method']}, largest of {len(answers)} launches" if len(answers) > 1 else str(most["method"]),
+        after_load_bytes=most.get("after_load_bytes"),
+        least_peak_bytes=min(int(answer["peak_bytes"]) for answer in answers),
+        pss_bytes=rollup.get("Pss"),
+        private_dirty_bytes=rollup.get("Private_Dirty"),
+        swap_bytes=rollup.get("Swap"),
+    )
 
 
-def _prepared(subject: Subject, folder: Path, *, plan: Plan) -> _Turn:
-    """Write a subject's samples and goldens as .npy files, and the job that names them."""
-    files = {"model": subject.path}
-    job = {
-        "runtime": BENCH_RUNTIMES.get(subject.runtime, subject.runtime),
-        "model": "file:model",
-        "sha256": subject.digest,
-        "threads": subject.threads,
-        "options": dict(subject.options),
-        "inputs": [_written(feeds, folder, prefix=f"in{n}", files=files) for n, feeds in enumerate(subject.samples())],
-        "goldens": [
-            {
-                "outputs": _written(outputs, folder, prefix=f"golden{n}", files=files),
-                "tolerance": dict(subject.tolerance),
-            }
-            for n, outputs in enumerate(subject.goldens)
-        ],
-        "warmup": {"iterations": plan.warmup_iterations, "seconds": plan.warmup_seconds},
-        "timed": {
-            "iterations": plan.timed_iterations,
-            "seconds": plan.timed_seconds,
-            "cap_seconds": plan.cap_seconds,
-        },
-    }
-    return _Turn(subject, job, files)
-
-
-def _written(arrays: Feeds, folder: Path, *, prefix: str, files: dict[str, Path]) -> dict[str, str]:
-    """Write arrays as .npy files, enter them into `files`, and return name -> `file:...` for a job."""
-    import numpy as np
-
-    folder.mkdir(parents=True, exist_ok=True)
-    placed = {}
-    for index, (name, value) in enumerate(arrays.items()):
-        key = f"{prefix}.{index}.npy"
-        np.save(folder / key, value, allow_pickle=False)
-        files[key] = folder / key
-        placed[name] = f"file:{key}"
-    return placed
-
-
-def _drift(order: Sequence[Launch]) -> statistics.Drift:
-    """The sentinel's drift over all launches, in the order of time: the machine is one, whatever ran on it."""
-    import numpy as np
-
-    if not order:
-        return statistics.Drift(0.0, shown=False)
-    # The lower quartile: an interruption by another program lengthens some pieces, throttling lengthens all.
-    before = [float(np.quantile(launch.sentinel.before_ns, 0.25)) for launch in order]
-    after = [float(np.quantile(launch.sentinel.after_ns, 0.25)) for launch in order]
-    return statistics.sentinel_drift(before, after)
-
-
-def _found(turn: _Turn, plan: Plan, *, drift: statistics.Drift) -> Findings:
-    if turn.failure:
-        return Findings((turn.failure,), (), noisy=False)
-    demand = Demand(plan.timed_iterations, plan.timed_seconds, turn.subject.threads)
-    found = examine(turn.launches, demand, drift=drift)
-    unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
-    return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)
-
-
-def _conditions(turn: _Turn, facts: DeviceFacts, *, mode: Mode) -> Conditions:
+def _conditions(turn: Turn, facts: DeviceFacts, *, mode: Mode) -> Conditions:
+    launch, subject = turn.launches[0] if turn.launches else None, turn.subject
     return Conditions(
         device=facts.device,
         arch=facts.arch,
         features=facts.features,
         cpu=facts.cpu,
         cores=facts.cores,
-        runtime=turn.subject.runtime,
-        runtime_version=turn.launches[0].runtime_version if turn.launches else "",
-        threads=turn.subject.threads,
+        runtime=subject.runtime,
+        runtime_version=launch.runtime_version if launch else "",
+        threads=subject.threads,
         mode=mode,
         bench_digest=facts.bench_digest,
+        affinity=subject.affinity,
+        accelerator=launch.accelerator.actual if launch else subject.accelerator,
+        arena=bool(subject.options.get("enable_cpu_mem_arena", True)) if subject.runtime == "ort" else None,
+        governor=launch.environment.before.governor if launch else "",
+        inputs=subject.inputs_are,
     )
 
 
 def _measurement(
-    turn: _Turn, found: Findings, *, conditions: Conditions, drift: statistics.Drift, seed: int
+    turn: Turn, found: Findings, *, conditions: Conditions, drift: statistics.Drift, seed: int
 ) -> Measurement:
     reasons = tuple(dict.fromkeys([*found.reasons, *([turn.failure] if turn.failure else [])]))
+    launches = turn.kept
+    pieces = [piece for each in launches for piece in (*each.sentinel.before_ns, *each.sentinel.after_ns)]
     return Measurement(
         artifact=turn.subject.digest,
         label=turn.subject.label,
@@ -310,47 +142,65 @@ def _measurement(
         valid=not reasons,
         reasons=reasons,
         warnings=found.warnings,
-        latency=None if reasons else _latency(turn.launches, seed),
+        latency=None if reasons else latency(launches, seed),
         memory=None if reasons else turn.memory,
         sentinel_drift=drift.share if turn.launches else None,
+        sentinel_ms=quiet_ns(pieces) / 1e6 if pieces else None,
+        before=_moment(launches[0].environment.before) if launches else None,
+        after=_moment(launches[-1].environment.after) if launches else None,
+        set_aside=turn.set_aside,
     )
 
 
-def _latency(launches: Sequence[Launch], seed: int) -> Latency:
-    """Figures of valid launches. Tails are taken over all iterations, outliers counted within each launch."""
+def _moment(told: Any) -> Moment:
+    return Moment(**{name: getattr(told, name) for name in Moment.__struct_fields__})
+
+
+def latency(launches: Sequence[Launch], seed: int) -> Latency:
+    """Return the figures of valid launches. Tails are taken over all iterations, outliers counted in each launch."""
     import numpy as np
 
     every = np.concatenate([launch.times_ms for launch in launches])
+    beyond = [statistics.outliers(launch.times_ms) for launch in launches]
+    warm = [value / 1e6 for launch in launches for value in launch.warmup.iterations_ns]
+    medians = [launch.median_ms for launch in launches]
     return Latency(
         median_ms=statistics.median_interval([launch.times_ms for launch in launches], seed=seed),
-        launch_medians_ms=tuple(launch.median_ms for launch in launches),
+        launch_medians_ms=tuple(medians),
         iterations=len(every),
         load_ms=float(np.median([launch.load_ms for launch in launches])),
         first_ms=float(np.median([launch.first_ms for launch in launches])),
         p90_ms=statistics.tail_estimate(every, 0.90),
         p99_ms=statistics.tail_estimate(every, 0.99),
-        outliers=sum(statistics.outliers(launch.times_ms)[0] for launch in launches),
+        outliers=sum(mild for mild, _ in beyond),
+        warm_ms=float(np.median(warm)) if warm else None,
+        sustained_ms=float(np.median([np.median(each.times_ms[-(len(each.times_ms) // 4) :]) for each in launches])),
+        severe_outliers=sum(severe for _, severe in beyond),
+        mean_ms=float(np.median([launch.times_ms.mean() for launch in launches])),
+        spread=statistics.spread(medians),
     )
 
 
 def _comparisons(
-    turns: Sequence[_Turn], measured: Sequence[Measurement], *, drift: statistics.Drift, seed: int
+    turns: Sequence[Turn], measured: Sequence[Measurement], *, drift: statistics.Drift, seed: int
 ) -> list[Comparison]:
     found = []
     for turn, measurement in zip(turns[1:], measured[1:], strict=True):
         if not (measured[0].valid and measurement.valid):
             continue
-        both = ([launch.times_ms for launch in each.launches] for each in (turn, turns[0]))
+        both = ([launch.times_ms for launch in each.kept] for each in (turn, turns[0]))
         ratio = statistics.paired_ratio(*both, seed=seed)
         verdict = statistics.claim(ratio, drift=drift.share)
         found.append(Comparison(measured[0].artifact, measurement.artifact, ratio, verdict))
     return found
 
 
-def _keep(folder: Path, turns: Sequence[_Turn]) -> None:
-    """Write the raw launches of every subject, all iterations included."""
-    import msgspec
-
+def _keep(folder: Path, turns: Sequence[Turn]) -> None:
+    """Write the raw launches of every subject, all iterations included; those set aside are marked."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, turn in enumerate(turns):
-        (folder / f"{index}.json").write_bytes(msgspec.json.encode(turn.launches))
+    for number, turn in enumerate(turns):
+        marked = [
+            msgspec.structs.replace(launch, set_aside=index < turn.set_aside)
+            for index, launch in enumerate(turn.launches)
+        ]
+        (folder / f"{number}.json").write_bytes(msgspec.json.encode(marked))

@@ -59,7 +59,7 @@ def test_it_is_written_in_python_3_8_and_imports_nothing_of_ours() -> None:
 
 @pytest.mark.parametrize(
     ("line", "least"),
-    [("x = 1", 0), ("x = dict[str, int]", 1), ("'x'.removesuffix('y')", 1), ("zip((), (), strict=True)", 1)],
+    [("x = 1", 0), ("'x'.removesuffix('y')", 1), ("zip((), (), strict=True)", 1), ("import tomllib", 1)],
 )
 def test_it_uses_nothing_that_came_after_python_3_8(line: str, least: int, tmp_path: Path) -> None:
     program = tmp_path / "bench.py"
@@ -68,6 +68,33 @@ def test_it_uses_nothing_that_came_after_python_3_8(line: str, least: int, tmp_p
     command = [*start, "-t=3.8-", "--no-tips", "--no-parse-comments", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert min(done.returncode, 1) == least, done.stdout
+
+
+def test_it_evaluates_nothing_that_came_after_python_3_8() -> None:
+    text = BENCH.read_text(encoding="utf-8")
+    assert _newer_than_3_8(text) == []
+    assert _newer_than_3_8("x = dict[str, int]") == ["dict[...]"]
+    assert _newer_than_3_8("x = name.removesuffix('y')") == ["removesuffix"]
+    assert _newer_than_3_8("zip(a, b, strict=True)") == ["strict"]
+
+
+def _newer_than_3_8(text: str) -> list[str]:
+    """Generic builtins outside annotations and `if TYPE_CHECKING`, and methods and arguments that 3.8 does not have."""
+    tree = ast.parse(text)
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        aside: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        aside += [node] if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else []
+        skipped.update(inner for part in aside if part is not None for inner in ast.walk(part))
+    found = []
+    for node in set(ast.walk(tree)) - skipped:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"dict", "list", "tuple", "type", "set"}:
+            found.append(f"{ast.unparse(node.value)}[...]")
+        if isinstance(node, ast.Attribute) and node.attr in {"removeprefix", "removesuffix", "file_digest", "pairwise"}:
+            found.append(node.attr)
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            found.append("strict")
+    return found
 
 
 def test_it_describes_a_machine_under_python_3_9() -> None:

@@ -10,7 +10,7 @@ from edgeexport.errors import DeviceError
 from edgeexport.validation.launches import Demand, Findings, examine, read_launch
 from edgeexport.validation.statistics import Drift
 
-DEMAND = Demand(iterations=64, seconds=0.1, threads=1)
+DEMAND = Demand(iterations=64, seconds=0.1, threads=1, cores=2)
 CALM = Drift(0.0, shown=False)
 
 
@@ -61,12 +61,31 @@ def test_good_launches_have_no_reasons_and_no_warnings() -> None:
         ({"model_digest": "sha256:other"}, "the model file changed"),
         ({"runtime_version": "2.0"}, "the runtime changed"),
         (_moment(frequency_khz=1_500_000), "throttled: the processor fell from 2.00 to 1.50 GHz"),
+        (_moment(throttle_events=3), "counted thermal throttling"),
+        (_moment(firmware_throttled="0x50002"), "the firmware says 0x50002"),
+        ({"affinity": {"requested": [0], "actual": [0, 1]}}, "ran on processors [0, 1], [0] were asked for"),
     ],
 )
 def test_one_broken_launch_makes_the_measurement_invalid(changes: dict[str, Any], reason: str) -> None:
     found = _examined(answer(), answer(**changes), answer())
     assert [text for text in found.reasons if reason in text], found
     assert not found.noisy
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        (_moment(plugged=True), "the charger was plugged or unplugged"),
+        (_moment(governor="powersave"), "the governor changed"),
+        (_moment(battery_percent=12), "the battery is at 12 %"),
+        (_moment(swapped_in_pages=7), "memory was swapped in"),
+        (_moment(load_average=[3.0, 1.0, 1.0]), "the load average was 3.0 on 2 cores"),
+    ],
+)
+def test_what_may_matter_is_a_warning(changes: dict[str, Any], warning: str) -> None:
+    found = _examined(answer(), answer(**changes), answer())
+    assert not found.reasons
+    assert [text for text in found.warnings if warning in text], found
 
 
 def test_launches_far_apart_are_noise() -> None:

@@ -98,7 +98,7 @@ def test_a_smoke_run_measures_latency_and_memory_and_claims_nothing(short: Path,
 
 def test_a_planted_slow_down_is_seen(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The raw launches are compared: on a busy machine the measurement itself may rightly be invalid.
-    monkeypatch.setitem(PLANS, "quick", Plan(6, 5, 0.0, 64, 0.0, cap_seconds=30, tries=1, cooldown_seconds=0))
+    monkeypatch.setitem(PLANS, "brief", Plan(6, 5, 0.0, 64, 0.0, cap_seconds=30, most=6))
     longer = dense_model(tmp_path / "longer.onnx", 10, width=128)
     measure([_real("a", short), _real("b", longer)], device=devices.get("local"), keep=tmp_path)
     raw = [msgspec.json.decode((tmp_path / f"{index}.json").read_bytes(), type=list[Launch]) for index in range(2)]
@@ -150,7 +150,7 @@ def test_every_round_has_all_subjects_in_an_order_that_the_seed_decides() -> Non
         device = Scripted(lambda _, number: _times(1.0, number))
         measure([_subject("a"), _subject("b"), _subject("c")], device=device, seed=seed)
         timed = [digest for mode, digest in device.started if mode == "time"]
-        assert len(timed) == 3 * PLANS["quick"].launches
+        assert len(timed) == 3 * PLANS["brief"].launches
         assert all(len(set(timed[start : start + 3])) == 3 for start in range(0, len(timed), 3))
         orders.append(timed)
     assert orders[0] == orders[1]
@@ -173,8 +173,10 @@ def test_noise_is_met_by_measuring_again_and_the_record_says_so() -> None:
     device = Scripted(script)
     measured, _ = measure([_subject("a")], device=device)
     assert measured[0].valid, measured[0].reasons
-    assert len([mode for mode, _ in device.started if mode == "time"]) == 12
-    assert "measured 2 times" in measured[0].warnings[-1]
+    rounds = len([mode for mode, _ in device.started if mode == "time"])
+    assert 6 < rounds <= PLANS["brief"].most
+    assert measured[0].set_aside == rounds - 6
+    assert f"{rounds} rounds were run, {rounds - 6} of them set aside as disturbed" in measured[0].warnings[-1]
 
 
 def test_noise_that_stays_makes_it_invalid_after_a_bounded_number_of_tries() -> None:
@@ -182,7 +184,7 @@ def test_noise_that_stays_makes_it_invalid_after_a_bounded_number_of_tries() -> 
     measured, _ = measure([_subject("a")], device=device)
     assert not measured[0].valid
     assert measured[0].latency is None
-    assert len([mode for mode, _ in device.started if mode == "time"]) == 6 * PLANS["quick"].tries
+    assert len([mode for mode, _ in device.started if mode == "time"]) == PLANS["brief"].most
 
 
 def test_what_is_wrong_and_not_noise_is_not_tried_again() -> None:
@@ -206,7 +208,7 @@ def test_a_launch_that_is_lost_ends_that_subject_only() -> None:
     assert ("memory", "sha256:b") not in device.started
 
 
-@pytest.mark.parametrize(("mode", "peak", "method"), [("smoke", 2000, "VmHWM"), ("quick", 2500, "of 3 launches")])
+@pytest.mark.parametrize(("mode", "peak", "method"), [("smoke", 2000, "VmHWM"), ("brief", 2500, "of 3 launches")])
 def test_memory_is_the_largest_of_its_launches_and_says_of_how_many(mode: Any, peak: int, method: str) -> None:
     peaks = iter([2000, 2500, 2400])
 
@@ -240,3 +242,37 @@ def test_official_runs_wait_until_the_sentinel_has_cooled(monkeypatch: pytest.Mo
     )
     assert measured[0].valid, measured[0].reasons
     assert len(naps) == 2
+
+
+def test_a_ratio_that_is_not_known_closely_is_given_more_rounds_whatever_it_is() -> None:
+    def script(digest: str, number: int) -> dict[str, Any]:
+        return _times(1.0 if digest.endswith("a") else 1 + 0.06 * (-1) ** number, number)
+
+    device = Scripted(script)
+    measured, compared = measure([_subject("a"), _subject("b")], device=device)
+    assert len(device.started) - 6 == 2 * PLANS["brief"].most
+    assert [each.set_aside for each in measured] == [0, 0]
+    assert compared[0].claim == "no difference shown"
+
+
+def test_launches_that_do_not_fit_into_the_time_allowed_make_it_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "brief", Plan(6, 5, 0.0, 64, 0.0, cap_seconds=30, most=12, set_seconds=0.0))
+    measured, _ = measure([_subject("a")], device=Scripted(lambda _, number: _times(1.0, number)))
+    assert "too short: 1 launches fitted" in measured[0].reasons[0]
+
+
+def test_the_record_says_the_state_of_the_machine_and_the_shares_of_memory(short: Path) -> None:
+    subject = _real("a", short, affinity=(0,), inputs_are="seeded noise")
+    measured, _ = measure([subject], device=devices.get("local"), mode="smoke")
+    found = measured[0]
+    assert found.before is not None
+    assert found.after is not None
+    assert found.before.load_average
+    assert found.sentinel_ms
+    assert found.conditions.affinity == (0,)
+    assert (found.conditions.accelerator, found.conditions.arena) == ("CPUExecutionProvider", True)
+    assert found.memory is not None
+    assert found.memory.pss_bytes
+    assert found.latency is not None
+    assert found.latency.warm_ms
+    assert found.latency.sustained_ms

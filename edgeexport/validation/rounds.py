@@ -1,0 +1,151 @@
+"""Rounds: every subject takes its turn in random order, until the machine was quiet for long enough or time is up.
+
+The rule: more rounds are run when the machine was noisy or an interval is still wide, up to a bound, and never because
+a difference was or was not found. Rounds are set aside only from the front, all subjects' launches together, when the
+machine was noisy then and quiet afterwards; the raw data keeps them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgeexport.devices.protocol import Device
+from edgeexport.errors import DeviceError
+from edgeexport.progress import Progress
+from edgeexport.validation import statistics
+from edgeexport.validation.launches import Demand, Findings, Launch, examine, read_launch
+from edgeexport.validation.subjects import Plan, Turn
+
+START_SECONDS = 60.0
+COOLING_STEP_SECONDS = 10.0
+# A ratio's interval is narrow enough at half this width, or at this share of the effect when that is larger.
+NARROW, NARROW_SHARE = 0.02, 0.25
+PRECISION_DRAWS = 500
+
+
+@dataclass
+class Rounds:
+    """The rounds of one measurement on one device."""
+
+    turns: list[Turn]
+    device: Device
+    plan: Plan
+    progress: Progress
+    cores: int = 0
+    order: list[list[Launch]] = field(default_factory=list)
+
+    def run(self, seed: int) -> tuple[statistics.Drift, list[Findings]]:
+        """Run as many rounds as it takes; return the sentinel's drift over those that count, and what was found."""
+        import numpy as np
+
+        rng, began, noise = np.random.default_rng(seed), time.monotonic(), set[str]()
+        while True:
+            late = time.monotonic() - began > self.plan.set_seconds * len(self.turns)
+            if not (late and self.order):
+                self._round([int(index) for index in rng.permutation(len(self.turns))])
+            if len(self.order) < self.plan.launches and not late and any(not turn.failure for turn in self.turns):
+                continue
+            drift, findings = self._judged()
+            noise |= {reason for found in findings if found.noisy for reason in found.reasons}
+            if late or len(self.order) >= self.plan.most or not self._unsettled(findings):
+                return drift, [self._told(found, noise) for found in findings]
+
+    def _round(self, order: Sequence[int]) -> None:
+        number = len(self.order)
+        what = f"round {number + 1} of {max(self.plan.launches, number + 1)}"
+        self.progress(f"measure: {what}", min(1.0, number / self.plan.launches))
+        if number and self.order[0]:
+            _cool_down(self.device, self.order[0][0], plan=self.plan)
+        launched = [_launch(self.turns[index], self.device, plan=self.plan) for index in order]
+        self.order.append([launch for launch in launched if launch is not None])
+
+    def _judged(self) -> tuple[statistics.Drift, list[Findings]]:
+        """Judge all rounds; if they are noisy, and the last ones are not, set the others aside and judge the last."""
+        everything = self._findings(0)
+        recent = len(self.order) - self.plan.launches
+        if recent > 0 and any(found.noisy for found in everything[1]):
+            latest = self._findings(recent)
+            if not any(found.noisy for found in latest[1]):
+                return latest
+        return self._findings(0)
+
+    def _findings(self, aside: int) -> tuple[statistics.Drift, list[Findings]]:
+        for turn in self.turns:
+            turn.set_aside = 0 if turn.failure else aside
+        drift = _drift([launch for launches in self.order[aside:] for launch in launches])
+        return drift, [self._found(turn, drift) for turn in self.turns]
+
+    def _found(self, turn: Turn, drift: statistics.Drift) -> Findings:
+        if turn.failure:
+            return Findings((turn.failure,), (), noisy=False)
+        threads, plan = turn.subject.threads, self.plan
+        demand = Demand(plan.timed_iterations, plan.timed_seconds, threads, plan.launches, self.cores)
+        found = examine(turn.kept, demand, drift=drift)
+        unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
+        return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)
+
+    def _unsettled(self, findings: list[Findings]) -> bool:
+        """Whether more rounds may help: something is noisy, or a ratio to the first subject is not known closely."""
+        if any(found.noisy for found in findings):
+            return True
+        good = [turn for turn, found in zip(self.turns, findings, strict=True) if not found.reasons]
+        return good[:1] == self.turns[:1] and any(_wide(turn, self.turns[0]) for turn in good[1:])
+
+    def _told(self, found: Findings, noise: set[str]) -> Findings:
+        """Add how many rounds there were when there were more than planned, and why."""
+        if len(self.order) <= self.plan.launches or not noise:
+            return found
+        aside = max(turn.set_aside for turn in self.turns)
+        text = f"{len(self.order)} rounds were run, {aside} of them set aside as disturbed: {min(noise)}"
+        return Findings(found.reasons, (*found.warnings, text), found.noisy)
+
+
+def _wide(turn: Turn, base: Turn) -> bool:
+    """Whether the interval of a ratio is wider than the claim's least effect and than a share of the effect itself."""
+    times = ([launch.times_ms for launch in each.kept] for each in (turn, base))
+    ratio = statistics.paired_ratio(*times, seed=0, draws=PRECISION_DRAWS)
+    if ratio.low is None or ratio.high is None:
+        return False
+    half = math.log(ratio.high / ratio.low) / 2
+    return half > max(NARROW, NARROW_SHARE * abs(math.log(ratio.value)))
+
+
+def _launch(turn: Turn, device: Device, *, plan: Plan) -> Launch | None:
+    if turn.failure:
+        return None
+    timeout = START_SECONDS + 3 * plan.cap_seconds + plan.warmup_seconds
+    try:
+        launch = read_launch(device.run({**turn.job, "mode": "time"}, files=turn.files, timeout=timeout))
+    except DeviceError as error:
+        turn.failure = f"a launch failed: {error}"
+        return None
+    turn.launches.append(launch)
+    return launch
+
+
+def _cool_down(device: Device, first: Launch, *, plan: Plan) -> None:
+    """Wait until the sentinel is about as fast as it was at the start, but no longer than the plan says."""
+    cold = min(first.sentinel.before_ns) * (1 + plan.cooled)
+    for _ in range(int(plan.cooldown_seconds / COOLING_STEP_SECONDS)):
+        answer = device.run({"mode": "sentinel"}, timeout=START_SECONDS)
+        if min(answer["sentinel"]["before_ns"]) <= cold:
+            return
+        time.sleep(COOLING_STEP_SECONDS)
+
+
+def _drift(order: Sequence[Launch]) -> statistics.Drift:
+    """The sentinel's drift over launches in the order of time: the machine is one, whatever ran on it."""
+    if not order:
+        return statistics.Drift(0.0, shown=False)
+    before = [quiet_ns(launch.sentinel.before_ns) for launch in order]
+    return statistics.sentinel_drift(before, [quiet_ns(launch.sentinel.after_ns) for launch in order])
+
+
+def quiet_ns(times: Sequence[int]) -> float:
+    """The lower quartile: an interruption by another program lengthens some pieces, throttling lengthens all."""
+    import numpy as np
+
+    return float(np.quantile(times, 0.25))

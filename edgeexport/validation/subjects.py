@@ -1,0 +1,150 @@
+"""Subjects: what is measured, and the files and jobs that a device is given for it.
+
+The rule: a device sees a job and files by name, never a path of ours; inputs and goldens travel as `.npy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport.devices.protocol import BENCH_RUNTIMES
+from edgeexport.errors import DataError
+from edgeexport.records.measurement import Memory, Mode
+from edgeexport.validation.launches import Launch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Feeds = dict[str, NDArray[Any]]
+
+UNTIMED = frozenset({"goldens", "warmup", "timed"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a mode does. Seconds and iterations are least values for each launch; `cap_seconds` is the most.
+
+    launches: rounds that there must be; most: rounds that there may be when noise or a wide interval asks for more.
+    cooldown_seconds: the longest wait before a round, until the sentinel is within `cooled` of the first. set_seconds:
+    after these, times the number of subjects, no round begins. memory_launches: for memory, apart from the rounds.
+    """
+
+    launches: int
+    warmup_iterations: int
+    warmup_seconds: float
+    timed_iterations: int
+    timed_seconds: float
+    cap_seconds: float
+    most: int
+    cooldown_seconds: float = 0.0
+    cooled: float = 0.02
+    set_seconds: float = float("inf")
+    memory_launches: int = 3
+
+
+# Six launches are the fewest that have a 95 % interval at all. More launches tell more than longer ones, since
+# processes differ more than iterations do: `brief` takes half a second each, and that is what `run` does.
+PLANS: dict[Mode, Plan] = {
+    "smoke": Plan(1, 3, 0.0, 10, 0.0, cap_seconds=10, most=1, set_seconds=30, memory_launches=1),
+    "brief": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, most=12),
+    "quick": Plan(6, 10, 1.0, 64, 2.0, cap_seconds=60, most=12, cooldown_seconds=60, cooled=0.03, set_seconds=300),
+    "official": Plan(10, 10, 2.0, 128, 6.0, cap_seconds=60, most=16, cooldown_seconds=300, set_seconds=600),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model file to measure.
+
+    runtime: as targets name it. inputs: one real sample, or several that are taken in turn, in the file's own
+    signature; inputs_are: what they are, as the record says it. goldens: outputs expected for the first samples,
+    checked before and after timing; tolerance: output name -> largest |difference| (0 where not given). accelerator:
+    execution provider asked for; affinity: processors to be confined to.
+    """
+
+    label: str
+    path: Path
+    digest: str
+    runtime: str
+    inputs: Feeds | Sequence[Feeds]
+    threads: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    goldens: Sequence[Feeds] = ()
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    affinity: tuple[int, ...] = ()
+    accelerator: str = ""
+    inputs_are: str = ""
+
+    def samples(self) -> list[Feeds]:
+        """Return the samples, at least one. Raises DataError."""
+        found = [dict(self.inputs)] if isinstance(self.inputs, Mapping) else [dict(sample) for sample in self.inputs]
+        if not found:
+            raise DataError(f"{self.label}: no sample to measure with", next_step="give at least one real input")
+        return found
+
+
+@dataclass
+class Turn:
+    """A subject with its files, and what its launches answered. `failure` ends its turns.
+
+    set_aside: how many of the first launches belong to rounds that were disturbed.
+    """
+
+    subject: Subject
+    job: dict[str, Any]
+    files: dict[str, Path]
+    launches: list[Launch] = field(default_factory=list)
+    failure: str = ""
+    memory: Memory | None = None
+    set_aside: int = 0
+
+    @property
+    def kept(self) -> list[Launch]:
+        """The launches that count."""
+        return self.launches[self.set_aside :]
+
+
+def prepared(subject: Subject, folder: Path, *, plan: Plan) -> Turn:
+    """Write a subject's samples and goldens as .npy files, and the job that names them."""
+    files = {"model": subject.path}
+    job: dict[str, Any] = {
+        "runtime": BENCH_RUNTIMES.get(subject.runtime, subject.runtime),
+        "model": "file:model",
+        "sha256": subject.digest,
+        "threads": subject.threads,
+        "options": dict(subject.options),
+        "inputs": [_written(feeds, folder, prefix=f"in{n}", files=files) for n, feeds in enumerate(subject.samples())],
+        "goldens": [
+            {
+                "outputs": _written(outputs, folder, prefix=f"golden{n}", files=files),
+                "tolerance": dict(subject.tolerance),
+            }
+            for n, outputs in enumerate(subject.goldens)
+        ],
+        "warmup": {"iterations": plan.warmup_iterations, "seconds": plan.warmup_seconds},
+        "timed": {
+            "iterations": plan.timed_iterations,
+            "seconds": plan.timed_seconds,
+            "cap_seconds": plan.cap_seconds,
+        },
+    }
+    job |= {"affinity": list(subject.affinity)} if subject.affinity else {}
+    job |= {"accelerator": subject.accelerator} if subject.accelerator else {}
+    return Turn(subject, job, files)
+
+
+def _written(arrays: Feeds, folder: Path, *, prefix: str, files: dict[str, Path]) -> dict[str, str]:
+    """Write arrays as .npy files, enter them into `files`, and return name -> `file:...` for a job."""
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    placed = {}
+    for index, (name, value) in enumerate(arrays.items()):
+        key = f"{prefix}.{index}.npy"
+        np.save(folder / key, value, allow_pickle=False)
+        files[key] = folder / key
+        placed[name] = f"file:{key}"
+    return placed
