@@ -142,6 +142,19 @@ def devices(context: click.Context, as_json: bool) -> None:
         show_devices(available(), as_json=as_json)
 
 
+@devices.command()
+@click.argument("device", type=click.Choice(["emulated"]))
+@click.option("--again", is_flag=True, help="Build it anew even if it is there.")
+def install(device: str, *, again: bool) -> None:
+    """Install DEVICE for this user: emulated Arm CPUs, with their Python and runtimes, in the cache folder."""
+    from edgeexport.devices.emulated.install import install as build
+    from edgeexport.terminal import Display
+
+    with Display() as display, redirect_stdout(sys.stderr):
+        folder = build(again=again, progress=display)
+    click.echo(f"{device}  {folder}")
+
+
 def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
     """Show a run, then raise CheckFailed when a target has no bundle."""
     from edgeexport.terminal import show_run

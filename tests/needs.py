@@ -38,6 +38,13 @@ def _private_mounts() -> bool:
     )
 
 
+def _emulated() -> bool:
+    """Whether `edgeexport devices install emulated` was run for this version."""
+    from edgeexport.devices.emulated import root
+
+    return not root.missing()
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "data": (DATA / "cifar10").is_dir,
     "torch": _modules("torch"),
@@ -47,6 +54,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "strace": _program("strace"),
     "unshare": _private_mounts,
     "qemu": _program("qemu-aarch64", "qemu-aarch64-static"),
+    "emulated": _emulated,
     "browser": _program("chromium", "chromium-browser", "google-chrome"),
 }
 

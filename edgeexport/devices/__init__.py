@@ -12,7 +12,7 @@ from edgeexport.errors import RequestError
 from edgeexport.records.device import Reachability
 
 # Scheme of a reference -> module with `connect(reference) -> Device` and `available() -> tuple[Reachability, ...]`.
-DEVICES = {"local": "edgeexport.devices.local"}
+DEVICES = {"local": "edgeexport.devices.local", "emulated": "edgeexport.devices.emulated"}
 
 
 def names() -> tuple[str, ...]:

@@ -6,29 +6,25 @@ memory peak starts at zero.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.resources
-import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeexport.devices.process import run_program
 from edgeexport.devices.protocol import (
     BENCH_RUNTIMES,
     NO_FILES,
     BenchFailed,
     Device,
     place,
-    read_answer,
     read_facts,
     speaks_for,
 )
-from edgeexport.errors import DeviceError, MissingExtra, RequestError
+from edgeexport.errors import MissingExtra, RequestError
 from edgeexport.records.device import DeviceFacts, Reachability
 from edgeexport.records.target import Target, facts
 
@@ -69,26 +65,10 @@ class Local:
         return speaks_for(self.describe(), target)
 
     def _start(self, program: Path, job: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
-        mode = str(job.get("mode"))
-        process = subprocess.Popen(
-            [self._python, "-P", "-s", "-X", "faulthandler", str(program)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=clean_environment(int(job.get("threads", 1))),
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        command = [self._python, "-P", "-s", "-X", "faulthandler", str(program)]
+        environment = clean_environment(int(job.get("threads", 1)))
         try:
-            stdout, stderr = process.communicate(json.dumps(job), timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise DeviceError(f"local: no answer to a {mode!r} job within {timeout:g} s; it was killed") from error
-        finally:
-            _end(process)
-        try:
-            return read_answer(stdout, stderr, exit_code=process.returncode, mode=mode, device=self.name)
+            return run_program(command, job, environment=environment, timeout=timeout, device=self.name)
         except BenchFailed as error:
             if error.kind != "runtime_missing":
                 raise
@@ -126,15 +106,6 @@ def _facts(python: str, runtime: str) -> DeviceFacts:
     """What does not change while this process lives; asked once."""
     machine = Local(python)
     return read_facts(machine.run({"mode": "describe", "runtime": runtime}, timeout=DESCRIBE_SECONDS), machine.name)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill a process that still runs, with the children it started: it leads a session of its own."""
-    if process.poll() is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def _missing(runtime: str) -> MissingExtra:

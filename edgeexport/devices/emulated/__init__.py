@@ -1,0 +1,144 @@
+"""CPUs that are not here, emulated by qemu-user: what they compute and how many instructions it takes them.
+
+The rule: under emulation there are no times. A job that asks for them is refused, and no emulated machine ever judges a
+target's latency. Memory is the emulator's and the guest's together.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeexport.devices.emulated import root as layout
+from edgeexport.devices.emulated.counts import read_counts
+from edgeexport.devices.emulated.machine import command, environment
+from edgeexport.devices.emulated.presets import PRESETS, Preset
+from edgeexport.devices.process import run_program
+from edgeexport.devices.protocol import BENCH_RUNTIMES, NO_FILES, Device, place, read_facts
+from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError
+from edgeexport.records.device import DeviceFacts, Reachability
+from edgeexport.records.emulation import InstructionCounts
+from edgeexport.records.target import Target, facts
+
+MODES = ("outputs", "count", "memory", "describe")
+DESCRIBE_SECONDS = 120.0
+
+
+class Emulated:
+    """One emulated CPU. Each job is a process of QEMU."""
+
+    def __init__(self, preset: Preset, *, root: Path) -> None:
+        """root: an intact installation."""
+        self.name = f"emulated:{preset.name}"
+        self.preset = preset
+        self._root = root
+
+    def describe(self, runtime: str = "") -> DeviceFacts:
+        """Return what the emulated machine is, and the version of `runtime` (`ort`, `litert`) when one is named."""
+        job = {"mode": "describe", "runtime": BENCH_RUNTIMES.get(runtime, runtime)}
+        found = read_facts(self.run(job, timeout=DESCRIBE_SECONDS), self.name)
+        return msgspec.structs.replace(found, cpu=f"{self.preset.model}, emulated")
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        files: Mapping[str, Path] = NO_FILES,
+        timeout: float,
+        outputs_to: Path | None = None,
+    ) -> dict[str, Any]:
+        """Run one job; see `Device.run`. Raises DeviceError for a job whose answer would hold times."""
+        answer = self._run(job, files=files, timeout=timeout, outputs_to=outputs_to)
+        if "memory" in answer:
+            answer["memory"]["method"] += ", the emulator's own included"
+        return answer
+
+    def count(
+        self, job: Mapping[str, Any], *, files: Mapping[str, Path] = NO_FILES, timeout: float, outputs_to: Path
+    ) -> tuple[dict[str, Any], InstructionCounts]:
+        """Run a job's inputs, in turn, and return the answer of mode `outputs` and the instructions of one inference.
+
+        The first two inputs are warm-ups: give at least three. Raises DeviceError, or MachineError if nothing counts.
+        """
+        reason = counts_missing(self.preset)
+        if reason:
+            raise MachineError(f"{self.name}: instructions cannot be counted: {reason}", next_step=layout.INSTALL)
+        counted = {**job, "mode": "count"}
+        with tempfile.TemporaryDirectory(prefix="edgeexport-count-") as folder:
+            log = Path(folder) / "counts"
+            plugin = ("-plugin", str(self._root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
+            answer = self._run(counted, files=files, timeout=timeout, outputs_to=outputs_to, plugin=plugin)
+            return answer, read_counts(log, inferences=len(answer["outputs"]))
+
+    def can_judge(self, target: Target) -> tuple[bool, str]:
+        """Return that no emulated machine gives a target's latency or memory."""
+        return False, f"{self.name} has no times to judge {target.name} by (emulated: no times)"
+
+    def _run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        files: Mapping[str, Path],
+        timeout: float,
+        outputs_to: Path | None,
+        plugin: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        if job.get("mode") not in MODES:
+            raise DeviceError(
+                f"{self.name}: a {job.get('mode')!r} job asks for times, and under emulation there are none",
+                next_step="measure on a board; emulated machines run " + ", ".join(MODES),
+            )
+        placed = place(job, {name: str(Path(path).absolute()) for name, path in files.items()})
+        if outputs_to is not None:
+            placed["outputs_to"] = str(outputs_to.absolute())
+        legacy = job.get("runtime") == "tflite_runtime"
+        site = "" if self.preset.arch != "aarch64" else "legacy" if legacy else "site"
+        words = command(self._root, self.preset, plugin=plugin)
+        surroundings = environment(self._root, site=site, threads=int(job.get("threads", 1)))
+        with importlib.resources.as_file(facts("device_bench") / "bench.py") as program:
+            words += ["-P", "-s", str(program)]
+            return run_program(words, placed, environment=surroundings, timeout=timeout, device=self.name)
+
+
+def connect(reference: str) -> Device:
+    """Return `emulated:PRESET`. Raises RequestError for an unknown one, MachineError or CorruptFile without a root."""
+    return machine(reference.partition(":")[2])
+
+
+def machine(preset: str) -> Emulated:
+    """Return an emulated machine by its preset's name; see `connect`."""
+    if preset not in PRESETS:
+        raise RequestError(
+            f"no emulated machine {preset!r}", next_step="known: " + ", ".join(f"emulated:{name}" for name in PRESETS)
+        )
+    if PRESETS[preset].arch == "x86_64" != platform.machine():
+        raise MachineError(f"emulated:{preset} runs this machine's own Python, which is {platform.machine()}")
+    return Emulated(PRESETS[preset], root=layout.installed())
+
+
+def available() -> tuple[Reachability, ...]:
+    """Return every preset, and why none can be used where nothing is installed."""
+    reason = layout.missing()
+    if not reason:
+        try:
+            layout.installed()
+        except CorruptFile as error:
+            reason = str(error)
+    found = []
+    for name, preset in PRESETS.items():
+        told = f"{reason}; run `{layout.INSTALL}`" if reason else f"{preset.arch}, QEMU -cpu {preset.model}; no times"
+        found.append(Reachability(f"emulated:{name}", reachable=not reason, reason=told))
+    return tuple(found)
+
+
+def counts_missing(preset: Preset) -> str:
+    """Return why instructions cannot be counted on a preset, or nothing."""
+    if preset.arch != "aarch64":
+        return f"the plugin reads Arm instructions, {preset.name} has others"
+    return layout.manifest(layout.installed()).counts_missing

@@ -1,0 +1,70 @@
+"""Installing emulated CPUs says which program, package or compiler is missing, and leaves nothing half done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeexport.devices.emulated import install, root
+from edgeexport.errors import MachineError
+from tests.needs import need
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(root.HOME_VARIABLE, str(tmp_path / "devices"))
+    return root.folder()
+
+
+def _program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_machine_without_debians_tools_is_told_so(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="needs the program 'dpkg'"):
+        install.install()
+    assert not bare.exists()
+
+
+def test_what_apt_says_is_in_the_error_and_nothing_half_made_stays(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path / "bin", "dpkg", "echo amd64")
+    _program(tmp_path / "bin", "apt-get", "echo 'E: Temporary failure resolving' >&2; exit 100")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    with pytest.raises(MachineError, match="Temporary failure resolving"):
+        install.install()
+    assert [path.name for path in root.home().iterdir()] == ["downloads"]
+
+
+def test_without_a_compiler_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C compiler" in install._compile_plugin(tmp_path)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "bin", "cc", "echo 'stdint.h: no such file' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert "stdint.h" in install._compile_plugin(tmp_path)
+
+
+def test_an_installation_that_fits_is_kept() -> None:
+    need("emulated")
+    made = (root.folder() / root.MANIFEST).stat().st_mtime_ns
+    assert install.install() == root.folder()
+    assert (root.folder() / root.MANIFEST).stat().st_mtime_ns == made
+
+
+def test_every_package_and_file_is_recorded_with_its_digest() -> None:
+    need("emulated")
+    record = root.manifest(root.installed())
+    assert any(name.startswith("qemu-user_") for name in record.packages)
+    assert any(name.startswith(f"onnxruntime-{root.version_of('onnxruntime')}-") for name in record.packages)
+    assert all(digest.startswith("sha256:") for digest in record.packages.values())
+    assert "count.so" in record.files
