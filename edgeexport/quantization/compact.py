@@ -2,7 +2,7 @@
 
 The rule: nothing that computes changes. Tensors and nodes of the fp32 model, and quantized weights, keep their names;
 only what the quantizer added gets short ones, equal scales and zero points are stored once, and what says the default
-is left out. Zero points of zero stay: without them onnxruntime 1.32 fuses no Gemm, no Slice and no Pad.
+is left out. Zero points of zero are not left out: without them onnxruntime 1.32 fuses no Gemm, no Slice and no Pad.
 """
 
 from __future__ import annotations
@@ -53,11 +53,19 @@ def _is_default(node: NodeProto, item: AttributeProto, *, default: AttributeProt
 
 
 def _share(model: ModelProto, kept: AbstractSet[str]) -> None:
-    """Let the nodes read one of several equal initializers; those whose name stays are left as they are."""
+    """Let the nodes read one of several equal initializers; those whose name stays are left as they are.
+
+    int8 weights keep zero points of their own: with `session.x64quantprecision` onnxruntime rewrites them one by one, and
+    does not open a file in which two weights share one.
+    """
+    from onnx import TensorProto
+
+    weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
+    own = {node.input[2] for node in model.graph.node if len(node.input) > 2 and node.input[0] in weights}
     first: dict[bytes, str] = {}
     instead: dict[str, str] = {}
     for tensor in model.graph.initializer:
-        if tensor.name not in kept:
+        if tensor.name not in kept and tensor.name not in own:
             instead[tensor.name] = first.setdefault(_value(tensor), tensor.name)
     for node in model.graph.node:
         node.input[:] = [instead.get(name, name) for name in node.input]

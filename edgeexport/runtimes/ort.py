@@ -24,6 +24,7 @@ from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.target import Target
 from edgeexport.runtimes.ort_format import canonical
+from edgeexport.runtimes.ort_kernels import for_integer_kernels
 from edgeexport.runtimes.protocol import NO_OPTIONS, Conversion, Converted, Feeds, Outputs
 
 if TYPE_CHECKING:
@@ -106,14 +107,18 @@ class OnnxRuntime:
     def convert(self, job: Conversion, out: Path, *, progress: Progress = silent) -> Converted:
         """Write `job.quantized`, or else the spine, as the target's format. The bytes repeat on equal versions.
 
-        An `.onnx` is a copy, with IR and opset lowered when the target's floor asks. An `.ort` has every optimisation
-        baked in, since onnxruntime does not optimise that format at load; the channel-blocked (NCHWc) layout that makes
-        fp32 convolutions fast on x86-64 only when this machine blocks like the target (see `bakes_nchwc`).
+        An `.onnx` is a copy, with IR and opset lowered when the target's floor asks, and int8 fitted to the integer
+        kernels (`for_integer_kernels`, the same bits). An `.ort` has every optimisation baked in, since onnxruntime
+        does not optimise that format at load; the channel-blocked (NCHWc) layout that makes fp32 convolutions fast on
+        x86-64 only when this machine blocks like the target (see `bakes_nchwc`).
         """
         source = job.quantized or job.spine
         options = _target_options(job)
         progress(f"{self.name}: {source.name} to .{job.target.format}", None)
         model, notes = _for_floor(graph.load(source), job.target)
+        if job.quantized is not None:
+            model, edits = for_integer_kernels(model, arch=job.target.arch)
+            notes += edits
         floor = model_floor(model)
         if job.target.format == "ort":
             notes += _bake(model, out, job=job, options=options)
