@@ -55,8 +55,8 @@ def _is_default(node: NodeProto, item: AttributeProto, *, default: AttributeProt
 def _share(model: ModelProto, kept: AbstractSet[str]) -> None:
     """Let the nodes read one of several equal initializers; those whose name stays are left as they are.
 
-    int8 weights keep zero points of their own: with `session.x64quantprecision` onnxruntime rewrites them one by one, and
-    does not open a file in which two weights share one.
+    int8 weights keep zero points of their own: with `session.x64quantprecision` onnxruntime rewrites them one by one,
+    and does not open a file in which two weights share one.
     """
     from onnx import TensorProto
 
