@@ -50,7 +50,7 @@ def plan_quantization(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
         raise ModelError(f"{model_path}: no node can be quantized ({reasons or 'no Conv, Gemm or MatMul'})")
     placement = place(model, nodes, symmetric=numbers.symmetric_activations)
-    floats = _float_results(model, nodes)
+    floats = float_results(model, nodes)
     activations = {
         name: _activation(ranges, owner, numbers=numbers)
         for name, owner in placement.activations.items()
@@ -148,8 +148,8 @@ def _activation(ranges: Ranges, tensor: str, *, numbers: NumberFormat) -> Point:
     return activation_point(found.low, found.high, numbers=numbers)
 
 
-def _float_results(model: ModelProto, nodes: tuple[str, ...]) -> set[str]:
-    """Results of Gemm and MatMul that only floats read: their integer kernels write floats without a point."""
+def float_results(model: ModelProto, nodes: tuple[str, ...]) -> set[str]:
+    """Return the results of Gemm and MatMul that only floats read: their integer kernels write floats, no point."""
     chosen = set(nodes)
     read = {name for node in model.graph.node if node.name in chosen for name in node.input}
     made = [node.output[0] for node in model.graph.node if node.op_type in {"Gemm", "MatMul"} and node.name in chosen]

@@ -24,7 +24,10 @@ class WeightPoint(Record):
 
 
 class QuantizationPlan(Record):
-    """All points of one model. `keep_float` are nodes left in float, name -> reason."""
+    """All points of one model. `keep_float` are nodes left in float, name -> reason.
+
+    in_integers: nodes (name -> reason) whose points the file leaves out, so that they run on the integers themselves.
+    """
 
     model_digest: str
     numbers: NumberFormat
@@ -32,3 +35,4 @@ class QuantizationPlan(Record):
     activations: dict[str, Point]
     weights: dict[str, WeightPoint]
     keep_float: dict[str, str] = {}
+    in_integers: dict[str, str] = {}

@@ -58,9 +58,9 @@ def open_session(model: Path | bytes, *, threads: int = 1, options: Mapping[str,
     if isinstance(model, Path) and not model.is_file():
         raise CorruptFile(f"{origin}: no such file")
     source = str(model) if isinstance(model, Path) else model
-    config = _session_options(ort, options)
+    config = session_options(ort, options)
     config.intra_op_num_threads = threads
-    inner = _started(ort, source, config=config, origin=origin)
+    inner = started(ort, source, config=config, origin=origin)
     return OrtSession(inner=inner, signature=_signature(inner), origin=origin)
 
 
@@ -113,7 +113,7 @@ class OnnxRuntime:
         x86-64 only when this machine blocks like the target (see `bakes_nchwc`).
         """
         source = job.quantized or job.spine
-        options = _target_options(job)
+        options = target_options(job)
         progress(f"{self.name}: {source.name} to .{job.target.format}", None)
         model, notes = _for_floor(graph.load(source), job.target)
         if job.quantized is not None:
@@ -188,8 +188,8 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
-def _target_options(job: Conversion) -> dict[str, Any]:
-    """How the target opens its file: threads, optimisation level, arena, and configuration entries."""
+def target_options(job: Conversion) -> dict[str, Any]:
+    """Return how the target opens its file: threads, optimisation level, arena, and configuration entries."""
     target = job.target
     entries: dict[str, str] = {}
     if job.quantized is not None and target.arch == "aarch64":
@@ -229,13 +229,13 @@ def _bake(model: ModelProto, out: Path, *, job: Conversion, options: Mapping[str
 def _saved(model: bytes, made: Path, *, options: Mapping[str, Any], disabled: list[str], origin: str) -> None:
     """Optimise a model as `options` say and save it in the format that the name of `made` tells."""
     ort = _onnxruntime("converting to the ORT format")
-    config = _session_options(ort, options)
+    config = session_options(ort, options)
     config.intra_op_num_threads = 1
     config.optimized_model_filepath = str(made)
     config.add_session_config_entry("session.save_model_format", made.suffix[1:].upper())
     if "session.qdqisint8allowed" not in options["config_entries"]:
         config.add_session_config_entry("session.qdqisint8allowed", "0")
-    _started(ort, model, config=config, origin=origin, disabled=disabled)
+    started(ort, model, config=config, origin=origin, disabled=disabled)
 
 
 def _in_fixed_order(path: Path) -> bytes:
@@ -259,7 +259,8 @@ def _onnxruntime(purpose: str) -> Any:
         raise MissingExtra("onnxruntime", extra="ort", purpose=purpose) from error
 
 
-def _session_options(ort: Any, options: Mapping[str, Any]) -> Any:
+def session_options(ort: Any, options: Mapping[str, Any]) -> Any:
+    """Return onnxruntime's SessionOptions for ours. Raises DataError for a name or level that is not known."""
     known = {"intra_op_num_threads", "graph_optimization_level", "enable_cpu_mem_arena", "config_entries"}
     if unknown := options.keys() - known:
         raise DataError(f"unknown session options {sorted(unknown)}", next_step="known: " + ", ".join(sorted(known)))
@@ -276,8 +277,8 @@ def _session_options(ort: Any, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def _started(ort: Any, source: str | bytes, *, config: Any, origin: str, disabled: list[str] | None = None) -> Any:
-    """Make an InferenceSession, with its errors turned into ours."""
+def started(ort: Any, source: str | bytes, *, config: Any, origin: str, disabled: list[str] | None = None) -> Any:
+    """Return an InferenceSession, with its errors turned into ours."""
     errors = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     try:
         return ort.InferenceSession(
