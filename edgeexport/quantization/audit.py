@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 RUNS = 20
+# Operators of files that are written with integer kernels from the start: dynamic int8, or QOperator format.
+INTEGER_WEIGHTED = frozenset({
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm",
+    "QLinearConv", "QLinearMatMul",
+})  # fmt: skip
 _ADDED = re.compile(r"(_token_\d+|/duplicated.*|_nchwc)$")
 
 
@@ -54,7 +59,9 @@ def audit(
     seen = _Running(running, wiring(model, signed_allowed=signed), times, tensor_types(running))
     kernels = [seen.kernel(index) for index in range(len(running.graph.node))]
     in_integers = {kernel.origin for kernel in kernels if kernel.kind == "integer"}
-    weighted = [(node.op_type, node.name in in_integers) for node in model.graph.node if node.op_type in WEIGHTED]
+    weighted = [
+        _weighted(node, in_integers) for node in model.graph.node if node.op_type in WEIGHTED | INTEGER_WEIGHTED
+    ]
     return Audit(
         model_digest=file_digest(path),
         runtime_version=ort_version(),
@@ -97,6 +104,13 @@ class _Running:
     def point(self, node: NodeProto) -> NodeProto | None:
         """The file's QuantizeLinear or DequantizeLinear that this one was made from."""
         return self.file.nodes.get(self.origin(node)) if node.op_type in BOUNDARY else None
+
+
+def _weighted(node: NodeProto, in_integers: set[str]) -> tuple[str, bool]:
+    """("Conv" or another operator with weights, whether it runs in integers): so does what the file itself says so."""
+    if node.op_type in INTEGER_WEIGHTED:
+        return "Conv" if "Conv" in node.op_type else "MatMul", True
+    return node.op_type, node.name in in_integers
 
 
 def _islands(seen: _Running, kernels: Sequence[Kernel]) -> tuple[Island, ...]:
@@ -154,7 +168,7 @@ def _island(seen: _Running, place: Place, *, members: list[tuple[NodeProto, Kern
     kernels = tuple(kernel for _, kernel in members)
     points = [point for node in nodes if (point := seen.point(node)) is not None]
     origin = _origins(seen, members)
-    tensors = dict.fromkeys(_float_side(point) for point in points if point.input[0] not in seen.file.stored)
+    tensors = dict.fromkeys(_float_side(point, seen.file) for point in points if point.input[0] not in seen.file.stored)
     causes = [text for name in origin if (text := _told(seen, name))]
     if place == "requantized":
         causes.append(_requantized(seen, points))
@@ -194,10 +208,12 @@ def _behind(file: Wiring, waiting: list[str], *, stop: set[str]) -> dict[str, No
     return found
 
 
-def _float_side(point: NodeProto) -> str:
-    """The float tensor that a point stands for, without the suffixes of onnxruntime's quantizer."""
-    name = point.input[0] if point.op_type == "QuantizeLinear" else point.output[0]
-    return str(name.removesuffix("_QuantizeLinear_Input").removesuffix("_DequantizeLinear_Output"))
+def _float_side(point: NodeProto, file: Wiring) -> str:
+    """The float tensor that a point stands for, without what onnxruntime's quantizer adds to its name."""
+    made = file.maker.get(point.input[0])
+    first = made if point.op_type == "DequantizeLinear" and made is not None else point
+    name = first.input[0] if first.op_type == "QuantizeLinear" else point.output[0]
+    return str(name.removesuffix("_QuantizeLinear_Input"))
 
 
 def _requantized(seen: _Running, points: Iterable[NodeProto]) -> str:

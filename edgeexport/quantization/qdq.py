@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError
-from edgeexport.quantization.compact import compact
+from edgeexport.quantization.compact import compact, drop_unused
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
@@ -45,6 +45,7 @@ def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     prove(draft, plan)
     for name in plan.in_integers:
         run_in_integers(draft, name)
+    drop_unused(draft)
     graph.save(draft, out)
 
 

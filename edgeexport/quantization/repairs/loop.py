@@ -1,20 +1,22 @@
-"""Repair: try every edit of spine and plan that has something to change, keep what is measured faster.
+"""Repair: try the known edits of spine and plan that have something to change, keep what is measured faster.
 
-The rule: an edit stays only if its file is faster than the best one so far by more than FASTER, and an edited spine
-must first give the same numbers as the one it came from. How things are calibrated, built and timed is the caller's.
+The rule: an edit stays only if its file is faster than the best one so far by more than FASTER says, and an edited
+spine must first give the numbers of the given one. How things are calibrated, built and timed is the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from edgeexport import graph
 from edgeexport.errors import EdgeExportError
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.repairs.planned import plan_edits
-from edgeexport.quantization.repairs.spine import SPINE_EDITS, SpineEdit, edited
+from edgeexport.quantization.repairs.spine import SPINE_EDITS, SpineEdit, all_of, edited
 from edgeexport.records.audit import RepairStep
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import QuantizationPlan
@@ -23,7 +25,7 @@ from edgeexport.runtimes.ort import open_session
 from edgeexport.runtimes.protocol import Feeds
 from edgeexport.validation.compare import compare_sessions
 
-FASTER = 0.98  # a ratio below this: the smallest effect that measurements here call one
+FASTER = 0.98  # a ratio below this: 2 % is the smallest effect that measurements here claim
 
 
 @dataclass(frozen=True)
@@ -54,62 +56,80 @@ class Repaired:
 def repair(spine: Path, plan: QuantizationPlan, *, bench: Bench, folder: Path, progress: Progress = silent) -> Repaired:
     """Return the fastest form of `spine` and `plan` that the known edits reach; files are written to `folder`.
 
-    The given spine is never changed. Without anything worth keeping, spine and plan come back as they are. An edit
-    that cannot be built is a step with its reason, not an error.
+    All edits of the spine are tried together, and one by one where that does not pay, then those of the plan one by
+    one. The given spine is never changed; without anything worth keeping, spine and plan come back as they are. An
+    edit that cannot be built or timed is a step with its reason, not an error.
     """
-    first = folder / "repair-0.int8.onnx"
-    bench.build(spine, plan, first)
-    best = Repaired(spine, plan, first, ())
-    for edit in SPINE_EDITS:
-        progress(f"repair: {edit.name}", None)
-        best = _try_spine(best, edit, bench=bench, folder=folder)
-    tried: set[str] = set()
-    while edits := [edit for edit in plan_edits(best.spine, best.plan) if edit[0] not in tried]:
-        name, reason, changed, places = edits[0]
-        tried.add(name)
-        progress(f"repair: {name}", None)
-        step = RepairStep(name, "plan", reason, places, kept=False, outcome="")
-        best = _judged(best, step, bench=bench, made=(best.spine, changed), folder=folder)
-    return best
+    search = _Search(
+        bench, folder, progress, spine=spine, plan=plan, source=spine, file=folder / "unrepaired.int8.onnx"
+    )
+    bench.build(spine, plan, search.file)
+    if not search.try_spine(all_of(graph.load(spine), SPINE_EDITS)):
+        for edit in SPINE_EDITS:
+            search.try_spine(edit)
+    search.try_plans()
+    return Repaired(search.spine, search.plan, search.file, tuple(search.steps))
 
 
-def _try_spine(best: Repaired, edit: SpineEdit, *, bench: Bench, folder: Path) -> Repaired:
-    model, places = edited(graph.load(best.spine), edit)
-    if not places:
-        return best
-    step = RepairStep(edit.name, "spine", edit.reason, places, kept=False, outcome="")
-    path = folder / f"repair-{len(best.steps) + 1}.onnx"
-    try:
-        graph.save(model, path)
-        if told := _differs(best.spine, path, feeds=bench.feeds):
-            return _noted(best, step, outcome=told)
-        plan = bench.replan(path)
-    except EdgeExportError as error:
-        return _noted(best, step, outcome=f"cannot be built: {error}")
-    return _judged(best, step, bench=bench, made=(path, plan), folder=folder)
+@dataclass
+class _Search:
+    """The best so far, and what was tried."""
 
+    bench: Bench
+    folder: Path
+    progress: Progress
+    spine: Path
+    plan: QuantizationPlan
+    source: Path
+    file: Path
+    steps: list[RepairStep] = field(default_factory=list)
 
-def _judged(
-    best: Repaired, step: RepairStep, *, bench: Bench, made: tuple[Path, QuantizationPlan], folder: Path
-) -> Repaired:
-    """Build and time a changed pair; take it if it is faster."""
-    out = folder / f"repair-{len(best.steps) + 1}.int8.onnx"
-    try:
-        bench.build(*made, out)
-        ratio = bench.timed(best.file, out)
-    except EdgeExportError as error:
-        return _noted(best, step, outcome=f"cannot be built: {error}")
-    if not ratio < FASTER:
-        return _noted(best, step, outcome=f"not faster: {ratio:.3f} of the time before", ratio=ratio)
-    kept = _noted(best, step, outcome=f"{ratio:.3f} of the time before", ratio=ratio, kept=True)
-    return Repaired(*made, out, kept.steps)
+    def out(self, suffix: str) -> Path:
+        """A path that no step before has written."""
+        return self.folder / f"repair-{len(self.steps)}{suffix}"
 
+    def try_spine(self, edit: SpineEdit) -> bool:
+        """Edit, prove, calibrate and judge; say whether the edit stayed."""
+        model, places = edited(graph.load(self.spine), edit)
+        if not places or any(step.name == edit.name for step in self.steps):
+            return False
+        self.progress(f"repair: {edit.name}", None)
+        step = RepairStep(edit.name, "spine", edit.reason, places, kept=False, outcome="")
+        path = self.out(".onnx")
+        try:
+            graph.save(model, path)
+            told = _differs(self.source, path, feeds=self.bench.feeds)
+            plan = self.plan if told else self.bench.replan(path)
+        except EdgeExportError as error:
+            told = f"not tried: {error}"
+        return self.note(step, outcome=told) if told else self.judge(step, path, plan)
 
-def _noted(
-    best: Repaired, step: RepairStep, *, outcome: str, ratio: float | None = None, kept: bool = False
-) -> Repaired:
-    done = RepairStep(step.name, step.level, step.reason, step.places, kept=kept, outcome=outcome, ratio=ratio)
-    return Repaired(best.spine, best.plan, best.file, (*best.steps, done))
+    def try_plans(self) -> None:
+        """Try each edit of the plan once, each on the best plan so far."""
+        tried: set[str] = set()
+        while edits := [edit for edit in plan_edits(self.spine, self.plan) if edit.name not in tried]:
+            edit = edits[0]
+            tried.add(edit.name)
+            self.progress(f"repair: {edit.name}", None)
+            step = RepairStep(edit.name, "plan", edit.reason, edit.places, kept=False, outcome="")
+            self.judge(step, self.spine, edit.changed())
+
+    def judge(self, step: RepairStep, spine: Path, plan: QuantizationPlan) -> bool:
+        """Build and time; take the pair if it is faster."""
+        out = self.out(".int8.onnx")
+        try:
+            self.bench.build(spine, plan, out)
+            ratio = self.bench.timed(self.file, out)
+        except EdgeExportError as error:
+            return self.note(step, outcome=f"not tried: {error}")
+        if not ratio < FASTER:
+            return self.note(step, outcome=f"not faster: {ratio:.3f} of the time before", ratio=ratio)
+        self.spine, self.plan, self.file = spine, plan, out
+        return self.note(step, outcome=f"{ratio:.3f} of the time before", ratio=ratio, kept=True)
+
+    def note(self, step: RepairStep, *, outcome: str, ratio: float | None = None, kept: bool = False) -> bool:
+        self.steps.append(msgspec.structs.replace(step, outcome=outcome, ratio=ratio, kept=kept))
+        return kept
 
 
 def _differs(before: Path, after: Path, *, feeds: Sequence[Feeds]) -> str:

@@ -6,7 +6,9 @@ several. `restricted` only ever takes points away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,27 +22,36 @@ from edgeexport.records.plan import Point, QuantizationPlan
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
+ONE_SCALE = "inputs of a Concat with its own scale are copied, not rescaled"
 IN_INTEGERS = "between equal points it moves integers; onnxruntime would do it in float"
 
 
-def plan_edits(spine: Path, plan: QuantizationPlan) -> list[tuple[str, str, QuantizationPlan, int]]:
-    """Return (name, reason, plan, places) of every edit that would change something, in the order to try them."""
+@dataclass(frozen=True)
+class PlanEdit:
+    """A named edit, in how many places it changes something, and the plan as it makes it."""
+
+    name: str
+    reason: str
+    places: int
+    changed: Callable[[], QuantizationPlan]
+
+
+def plan_edits(spine: Path, plan: QuantizationPlan) -> list[PlanEdit]:
+    """Return every edit that would change something, in the order to try them."""
     model = prepared(graph.load(spine))
     chosen, _ = choose(model, plan.keep_float)
     nodes = [node for node in model.graph.node if node.name in set(chosen)]
+    moved = _in_integers(model, plan, nodes)
+    points = _one_scale(plan, nodes)
     edits = [
-        ("in-integers", IN_INTEGERS, *_in_integers(model, plan, nodes)),
-        (
-            "one-scale-concat",
-            "inputs of a Concat with its own scale are copied, not rescaled",
-            *_one_scale(plan, nodes),
-        ),
+        PlanEdit("in-integers", IN_INTEGERS, len(moved), partial(_moving, plan, moved)),
+        PlanEdit("one-scale-concat", ONE_SCALE, len(points), partial(_with_points, plan, points)),
     ]
     for op in dict.fromkeys(node.op_type for node in nodes if node.op_type not in WEIGHTED | FOLDED):
         reason = f"{op} in integers, with what it takes to get there, costs more than in float"
-        names = [node.name for node in nodes if node.op_type == op]
-        edits.append((f"float-{op}", reason, restricted(model, plan, dict.fromkeys(names, reason)), len(names)))
-    return [edit for edit in edits if edit[3]]
+        kept = {node.name: reason for node in nodes if node.op_type == op}
+        edits.append(PlanEdit(f"float-{op}", reason, len(kept), partial(restricted, model, plan, kept)))
+    return [edit for edit in edits if edit.places]
 
 
 def restricted(model: ModelProto, plan: QuantizationPlan, keep_float: Mapping[str, str]) -> QuantizationPlan:
@@ -63,10 +74,19 @@ def restricted(model: ModelProto, plan: QuantizationPlan, keep_float: Mapping[st
     )
 
 
-def _in_integers(model: ModelProto, plan: QuantizationPlan, nodes: list[NodeProto]) -> tuple[QuantizationPlan, int]:
+def _moving(plan: QuantizationPlan, names: list[str]) -> QuantizationPlan:
+    moved = {**plan.in_integers, **dict.fromkeys(names, IN_INTEGERS)}
+    return msgspec.structs.replace(plan, in_integers=moved)
+
+
+def _with_points(plan: QuantizationPlan, points: Mapping[str, Point]) -> QuantizationPlan:
+    return msgspec.structs.replace(plan, activations={**plan.activations, **points})
+
+
+def _in_integers(model: ModelProto, plan: QuantizationPlan, nodes: list[NodeProto]) -> list[str]:
     """Pad with zeros, and Resize with interpolation: the points around them are equal, onnxruntime keeps both."""
     stored = {**graph.constants(model), **graph.initializers(model)}
-    found = {}
+    found = []
     for node in nodes:
         before, after = (plan.activations.get(name) for name in (node.input[0], node.output[0]))
         mode = attribute(node, "mode", default=b"constant" if node.op_type == "Pad" else b"nearest")
@@ -74,22 +94,31 @@ def _in_integers(model: ModelProto, plan: QuantizationPlan, nodes: list[NodeProt
         zero = node.op_type == "Pad" and mode == b"constant" and (fill is None or not fill.any())
         linear = node.op_type == "Resize" and mode == b"linear"
         if before is not None and before == after and (zero or linear) and node.name not in plan.in_integers:
-            found[node.name] = IN_INTEGERS
-    return msgspec.structs.replace(plan, in_integers={**plan.in_integers, **found}), len(found)
+            found.append(node.name)
+    return found
 
 
-def _one_scale(plan: QuantizationPlan, nodes: list[NodeProto]) -> tuple[QuantizationPlan, int]:
-    """Give each Concat and all that flows into it the point that spans them, wherever that is not so yet."""
-    points = dict(plan.activations)
-    count = 0
+def _one_scale(plan: QuantizationPlan, nodes: list[NodeProto]) -> dict[str, Point]:
+    """The point that spans a Concat's result and all that flows into it, wherever they are not one yet."""
+    points = plan.activations
+    found: dict[str, Point] = {}
     for node in nodes:
         names = [name for name in (*node.input, *node.output) if name in points]
         if node.op_type != "Concat" or len({points[name] for name in names}) < 2 or _shared(names, nodes, points):
             continue
         low, high = zip(*(_limits(points[name]) for name in names), strict=True)
-        points |= dict.fromkeys(names, activation_point(min(low), max(high), numbers=plan.numbers))
-        count += 1
-    return msgspec.structs.replace(plan, activations=points), count
+        point = activation_point(min(low), max(high), numbers=plan.numbers)
+        if all(_saturates_alike(node, points, point) for node in nodes if node.output[0] in names):
+            found |= dict.fromkeys(names, point)
+    return found
+
+
+def _saturates_alike(node: NodeProto, points: Mapping[str, Point], point: Point) -> bool:
+    """False for a Relu or Clip whose bounds only its old point keeps: the file holds no operator for it any more."""
+    if node.op_type not in FOLDED:
+        return True
+    old, new = _limits(points[node.output[0]]), _limits(point)
+    return new[0] >= old[0] and (node.op_type == "Relu" or new[1] <= old[1])
 
 
 def _shared(names: list[str], nodes: list[NodeProto], points: Mapping[str, Point]) -> bool:

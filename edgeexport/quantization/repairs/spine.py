@@ -6,7 +6,7 @@ found its pattern. That the numbers stay equal is proven by the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,16 @@ def edited(model: ModelProto, edit: SpineEdit) -> tuple[ModelProto, int]:
     sketch = Sketch(model)
     count = edit.apply(sketch)
     return (sketch.finished(), count) if count else (model, 0)
+
+
+def all_of(model: ModelProto, edits: Sequence[SpineEdit]) -> SpineEdit:
+    """Return one edit that does all those which have something to change in `model`, in their order."""
+    fitting = [edit for edit in edits if edited(model, edit)[1]]
+
+    def apply(sketch: Sketch) -> int:
+        return sum(edit.apply(sketch) for edit in fitting)
+
+    return SpineEdit(" + ".join(edit.name for edit in fitting), "; ".join(edit.reason for edit in fitting), apply)
 
 
 def _mean_as_pool(sketch: Sketch) -> int:
