@@ -219,7 +219,7 @@ def test_a_relu_before_a_concat_keeps_its_own_point(tmp_path: Path) -> None:
 def test_leaving_more_in_float_keeps_every_other_number(tmp_path: Path) -> None:
     path = built(squeezed, tmp_path / "net.onnx")
     plan = planned(path)
-    fewer = restricted(prepared(graph.load(path)), plan, {"mul_5": "slower"})
+    fewer = restricted(prepared(graph.load(path)), plan, keep_float={"mul_5": "slower"})
     assert fewer.keep_float["mul_5"] == "slower"
     assert fewer.activations.items() < plan.activations.items()
     assert fewer.weights == plan.weights

@@ -60,7 +60,7 @@ def _merge(sketch: Sketch, node: NodeProto) -> bool:
     second = constant_of(sketch, reader) if reader is not None else None
     kinds = _FACTORS if node.op_type in _FACTORS else _TERMS
     if found is None or reader is None or second is None or reader.op_type not in kinds:
-        return node.op_type == "Div" and found is not None and _multiply(sketch, node, found)
+        return node.op_type == "Div" and found is not None and _multiply(sketch, node, found=found)
     pair = [_as_factor_or_term(one, value) for one, (_, value) in ((node, found), (reader, second))]
     if not np.can_cast(np.result_type(*pair), np.float32) or not _broadcasts(*pair):
         return False
@@ -71,7 +71,7 @@ def _merge(sketch: Sketch, node: NodeProto) -> bool:
     return True
 
 
-def _multiply(sketch: Sketch, node: NodeProto, found: tuple[str, NDArray[Any]]) -> bool:
+def _multiply(sketch: Sketch, node: NodeProto, *, found: tuple[str, NDArray[Any]]) -> bool:
     import numpy as np
     import onnx
 

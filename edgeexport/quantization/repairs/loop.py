@@ -102,7 +102,7 @@ class _Search:
             plan = self.plan if told else self.bench.replan(path)
         except EdgeExportError as error:
             told = f"not tried: {error}"
-        return self.note(step, outcome=told) if told else self.judge(step, path, plan)
+        return self.note(step, outcome=told) if told else self.judge(step, path, plan=plan)
 
     def try_plans(self) -> None:
         """Try each edit of the plan once, each on the best plan so far."""
@@ -112,9 +112,9 @@ class _Search:
             tried.add(edit.name)
             self.progress(f"repair: {edit.name}", None)
             step = RepairStep(edit.name, "plan", edit.reason, edit.places, kept=False, outcome="")
-            self.judge(step, self.spine, edit.changed())
+            self.judge(step, self.spine, plan=edit.changed())
 
-    def judge(self, step: RepairStep, spine: Path, plan: QuantizationPlan) -> bool:
+    def judge(self, step: RepairStep, spine: Path, *, plan: QuantizationPlan) -> bool:
         """Build and time; take the pair if it is faster."""
         out = self.out(".int8.onnx")
         try:

@@ -41,7 +41,7 @@ def plan_edits(spine: Path, plan: QuantizationPlan) -> list[PlanEdit]:
     model = prepared(graph.load(spine))
     chosen, _ = choose(model, plan.keep_float)
     nodes = [node for node in model.graph.node if node.name in set(chosen)]
-    moved = _in_integers(model, plan, nodes)
+    moved = _in_integers(model, plan, nodes=nodes)
     points = _one_scale(plan, nodes)
     edits = [
         PlanEdit("in-integers", IN_INTEGERS, len(moved), partial(_moving, plan, moved)),
@@ -50,11 +50,11 @@ def plan_edits(spine: Path, plan: QuantizationPlan) -> list[PlanEdit]:
     for op in dict.fromkeys(node.op_type for node in nodes if node.op_type not in WEIGHTED | FOLDED):
         reason = f"{op} in integers, with what it takes to get there, costs more than in float"
         kept = {node.name: reason for node in nodes if node.op_type == op}
-        edits.append(PlanEdit(f"float-{op}", reason, len(kept), partial(restricted, model, plan, kept)))
+        edits.append(PlanEdit(f"float-{op}", reason, len(kept), partial(restricted, model, plan, keep_float=kept)))
     return [edit for edit in edits if edit.places]
 
 
-def restricted(model: ModelProto, plan: QuantizationPlan, keep_float: Mapping[str, str]) -> QuantizationPlan:
+def restricted(model: ModelProto, plan: QuantizationPlan, *, keep_float: Mapping[str, str]) -> QuantizationPlan:
     """Return the plan with more nodes left in float, without the points that then have nobody to serve.
 
     model: `prepared`. The numbers of all other points stay, learned ones too.
@@ -83,7 +83,7 @@ def _with_points(plan: QuantizationPlan, points: Mapping[str, Point]) -> Quantiz
     return msgspec.structs.replace(plan, activations={**plan.activations, **points})
 
 
-def _in_integers(model: ModelProto, plan: QuantizationPlan, nodes: list[NodeProto]) -> list[str]:
+def _in_integers(model: ModelProto, plan: QuantizationPlan, *, nodes: list[NodeProto]) -> list[str]:
     """Pad with zeros, and Resize with interpolation: the points around them are equal, onnxruntime keeps both."""
     stored = {**graph.constants(model), **graph.initializers(model)}
     found = []
@@ -104,24 +104,28 @@ def _one_scale(plan: QuantizationPlan, nodes: list[NodeProto]) -> dict[str, Poin
     found: dict[str, Point] = {}
     for node in nodes:
         names = [name for name in (*node.input, *node.output) if name in points]
-        if node.op_type != "Concat" or len({points[name] for name in names}) < 2 or _shared(names, nodes, points):
+        if (
+            node.op_type != "Concat"
+            or len({points[name] for name in names}) < 2
+            or _shared(names, nodes, points=points)
+        ):
             continue
         low, high = zip(*(_limits(points[name]) for name in names), strict=True)
         point = activation_point(min(low), max(high), numbers=plan.numbers)
-        if all(_saturates_alike(node, points, point) for node in nodes if node.output[0] in names):
+        if all(_saturates_alike(node, points, shared=point) for node in nodes if node.output[0] in names):
             found |= dict.fromkeys(names, point)
     return found
 
 
-def _saturates_alike(node: NodeProto, points: Mapping[str, Point], point: Point) -> bool:
+def _saturates_alike(node: NodeProto, points: Mapping[str, Point], *, shared: Point) -> bool:
     """False for a Relu or Clip whose bounds only its old point keeps: the file holds no operator for it any more."""
     if node.op_type not in FOLDED:
         return True
-    old, new = _limits(points[node.output[0]]), _limits(point)
+    old, new = _limits(points[node.output[0]]), _limits(shared)
     return new[0] >= old[0] and (node.op_type == "Relu" or new[1] <= old[1])
 
 
-def _shared(names: list[str], nodes: list[NodeProto], points: Mapping[str, Point]) -> bool:
+def _shared(names: list[str], nodes: list[NodeProto], *, points: Mapping[str, Point]) -> bool:
     """True where a move ties one of these tensors to another that has the same point: both would have to change."""
     moves = [node for node in nodes if node.op_type not in WEIGHTED | FOLDED | {"Concat", "Add", "Mul"}]
     tied = [(name, other) for node in moves for name in node.input[:1] for other in node.output[:1]]
