@@ -3,6 +3,14 @@
 The rule: every number is decided in the plan; `quantize` only applies it, and proves that the file holds it.
 """
 
+from edgeexport.quantization.blockwise import quantize_blockwise as quantize_blockwise
 from edgeexport.quantization.calibrate import calibrate as calibrate
+from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
+from edgeexport.quantization.encoder import encoder_spines as encoder_spines
+from edgeexport.quantization.integer import keep_encoder_float as keep_encoder_float
+from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
+from edgeexport.quantization.integer import quantize_static_encoder as quantize_static_encoder
+from edgeexport.quantization.outliers import split_outliers as split_outliers
 from edgeexport.quantization.plan import plan_quantization as plan_quantization
 from edgeexport.quantization.qdq import quantize as quantize
+from edgeexport.quantization.smooth import smooth as smooth
