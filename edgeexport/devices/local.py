@@ -20,6 +20,7 @@ from edgeexport.devices.protocol import (
     NO_FILES,
     BenchFailed,
     Device,
+    pinned_environment,
     place,
     read_facts,
     speaks_for,
@@ -92,8 +93,7 @@ def available() -> tuple[Reachability, ...]:
 def clean_environment(threads: int) -> dict[str, str]:
     """Return the environment of a measured process: paths, a fixed locale, and pinned thread pools."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    pinned = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**kept, **pinned, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **pinned_environment(threads)}
 
 
 def host_features() -> tuple[str, ...]:

@@ -72,6 +72,12 @@ class Device(Protocol):
         ...
 
 
+def pinned_environment(threads: int) -> dict[str, str]:
+    """Return the settings that every measured process gets: pinned thread pools, a fixed locale, no hash seed."""
+    pools = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**pools, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def place(job: Any, paths: Mapping[str, str]) -> Any:
     """Return a copy of `job` in which every `file:NAME` is the path of NAME on the device. Raises DeviceError."""
     if isinstance(job, Mapping):
