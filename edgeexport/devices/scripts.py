@@ -49,7 +49,7 @@ tar -xf - ; code=$?
 for name in "$@"; do
     sum=$(sha256sum < "$name")
     if [ "${sum%% *}" = "${name%%.*}" ]; then
-        mv -f "$name" "$cache/files/$name" || code=74
+        touch "$name" && mv -f "$name" "$cache/files/$name" || code=74
     else
         code=65
     fi
@@ -60,6 +60,7 @@ exit $code
 
 # folder, seconds, "keep" or "", command; the job is the line on stdin -> boot id, then what the command writes.
 # The command leads a session of its own. It is killed when its time is over, and when stdin ends: then nobody waits.
+# The shell itself must outlive a broken pipe: it says on stderr that somebody was killed.
 SUPERVISE = r"""
 umask 077
 folder=$1 seconds=$2 keep=$3; shift 3
@@ -71,12 +72,13 @@ exec 3<&0
 setsid env -i PATH="$PATH" HOME="${HOME:-/}" TMPDIR="$folder" \
     ${LD_LIBRARY_PATH:+LD_LIBRARY_PATH="$LD_LIBRARY_PATH"} "$@" job.json < /dev/null 3<&- &
 program=$!
-setsid sh -c 'cat > /dev/null; : > gone; kill -9 -"$1" || kill -9 "$1"; sleep 1; cd /; rm -rf "$2"' \
-    sh "$program" "$folder" <&3 > /dev/null 2>&1 3<&- &
-lifeline=$!
 setsid sh -c 'sleep "$1"; : > late; kill -9 -"$2" || kill -9 "$2"' \
     sh "$seconds" "$program" < /dev/null > /dev/null 2>&1 3<&- &
 timer=$!
+setsid sh -c 'cat > /dev/null; : > gone; for each in "$1" "$2"; do kill -9 -"$each" || kill -9 "$each"; done
+    sleep 1; cd /; rm -rf "$3"' sh "$program" "$timer" "$folder" <&3 > /dev/null 2>&1 3<&- &
+lifeline=$!
+trap '' PIPE
 wait "$program"
 code=$?
 kill -9 -"$timer" 2> /dev/null || kill -9 "$timer" 2> /dev/null
@@ -130,5 +132,43 @@ rm -rf "$folder"
 python3 -m venv "$folder" >&2 &&
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: "$@" >&2 && exit 0
 rm -rf "$folder"
+exit 1
+"""
+
+# -> name=value lines of what stays the same; properties are Android's
+PHONE = r"""
+say() { echo "$1=$(getprop "$2" 2> /dev/null)"; }
+echo "machine=$(uname -m)"
+say sdk ro.build.version.sdk
+say release ro.build.version.release
+say product ro.product.model
+say serial ro.serialno
+exit 0
+"""
+
+# -> name=value lines of what changes, as Android's services say it
+STATE = r"""
+thermal=$(dumpsys thermalservice 2> /dev/null)
+battery=$(dumpsys battery 2> /dev/null)
+echo "thermal_status=$(echo "$thermal" | sed -n '/Thermal Status:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')"
+echo "battery_percent=$(echo "$battery" | sed -n '/level:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')"
+case $battery in
+    *powered:\ true*) echo plugged=true ;;
+    *powered:\ false*) echo plugged=false ;;
+esac
+exit 0
+"""
+
+# folder -> exit 0 if a root was unpacked there to its end
+UNPACKED = r"""
+[ -e "$1/ready" ]
+"""
+
+# folder, tar: unpacks a root, and drops the tar and what another version left
+UNPACK = r"""
+umask 022
+rm -rf "${1%/*}"/root-*
+mkdir "$1" && tar -xf "$2" -C "$1" && : > "$1/ready" && rm -f "$2" && exit 0
+rm -rf "$1" "$2"
 exit 1
 """

@@ -40,7 +40,7 @@ from edgeexport.devices.protocol import (
     speaks_for,
 )
 from edgeexport.devices.scripts import CHECK, DROP, FRAME, HELLO, LATE, NO_CACHE, NO_WRITE, PULL, PUSH, SUPERVISE
-from edgeexport.errors import DeviceError, MissingExtra, RequestError
+from edgeexport.errors import DeviceError, MachineError, MissingExtra, RequestError
 from edgeexport.records.base import file_digest
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.target import Target, facts
@@ -222,7 +222,7 @@ class ShellDevice(ABC):
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.name}: no answer within {timeout:g} s; the connection was ended") from error
         except OSError as error:
-            raise DeviceError(f"{command[0]} cannot be started here: {error}") from error
+            raise MachineError(f"{self.name} needs {command[0]!r} on this machine: {error}") from error
         pattern = rf"{mark} begin\r?\n(.*)\r?\n{mark} end (\d+)\r?\n".encode()
         found = re.search(pattern, done.stdout, re.DOTALL)
         if found is None:
@@ -271,6 +271,7 @@ class ShellDevice(ABC):
         """Return the error for a runtime that no Python of the device has."""
         package = runtime.replace("_", "-")
         error = MissingExtra(package, extra="all", purpose=f"running a model on {self.name}")
+        error.args = (f"{self.name}: no Python there has numpy and {package!r}",)
         error.next_step = f"on the device: python3 -m pip install numpy {package}"
         return error
 

@@ -92,22 +92,20 @@ class Ssh(ShellDevice):
         made = f"{cache}/venv-{runtime}/bin/python"
         named = [self._python] if self._python else [made, "python3", "python", "venv/bin/python", ".venv/bin/python"]
         found = self._probe(named, runtime)
-        if not found and self._install and runtime and not self._python:
+        if self._install and runtime and not self._python and not any(each["has"] for each in found):
             self._make(f"{cache}/venv-{runtime}", runtime)
             found = self._probe([made], runtime)
-        fit = [each for each in found if each["has"]]
+        fit = [each for each in found if each["has"] or not runtime]
         if fit:
             return str(fit[0]["python"])
-        if not found:
-            raise DeviceError(
-                f"{self.name}: no Python 3.8 or newer is there (tried {', '.join(named)})",
-                next_step="name one: `?python=/path/on/the/device`",
-            )
-        if not runtime:
-            return str(found[0]["python"])
-        error = self.missing(runtime)
-        error.next_step += ", or let it be put into an environment of its own: `?install=1`"
-        raise error
+        if found:
+            error = self.missing(runtime)
+            error.next_step += ", or let it be put into an environment of its own: `?install=1`"
+            raise error
+        raise DeviceError(
+            f"{self.name}: no Python 3.8 or newer is there (tried {', '.join(named)})",
+            next_step="name one: `?python=/path/on/the/device`",
+        )
 
     def _probe(self, pythons: list[str], runtime: str) -> list[dict[str, Any]]:
         """Ask every Python there for its path and whether it has numpy and the runtime; those fit come first."""
@@ -118,9 +116,9 @@ class Ssh(ShellDevice):
                 answer = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(answer, dict) and isinstance(answer.get("python"), str):
+            if isinstance(answer, dict) and isinstance(answer.get("python"), str) and "has" in answer:
                 answers.append(answer)
-        return sorted(answers, key=lambda answer: not answer.get("has"))
+        return sorted(answers, key=lambda answer: not answer["has"])
 
     def _make(self, folder: str, runtime: str) -> None:
         """Make an environment in the cache, with numpy and the runtime, or raise with what pip said."""

@@ -34,7 +34,7 @@ def listening(pid: int) -> set[str]:
 
 def only_loopback(pid: int) -> None:
     """Fail unless a process listens, and on loopback addresses only."""
-    loopback = {"0100007F", "0" * 24 + "01000000"}
+    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
     found = listening(pid)
     assert found, f"process {pid} listens nowhere"
     assert found <= loopback, f"process {pid} listens on {found - loopback}"

@@ -1,4 +1,4 @@
-"""A real OpenSSH server on loopback, with keys of its own, as an ordinary user's process or in a private mount namespace.
+"""A real OpenSSH server on loopback, with keys of its own; as root, in a mount namespace of its own.
 
 The rule: it listens on 127.0.0.1 only, knows one key, and ends with the test by its own id.
 """
@@ -42,9 +42,7 @@ Host board
     GlobalKnownHostsFile /dev/null
 """
 # As root, sshd wants a user to fall back to and an empty folder of root's: only this process sees them.
-PRIVATE = (
-    'mount -t tmpfs tmpfs /run && mkdir /run/sshd && mount --bind "$1/passwd" /etc/passwd && shift && exec "$@"'
-)
+PRIVATE = 'mount -t tmpfs tmpfs /run && mkdir /run/sshd && mount --bind "$1/passwd" /etc/passwd && shift && exec "$@"'
 
 
 @dataclass(frozen=True)
