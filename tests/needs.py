@@ -39,17 +39,16 @@ def _private_mounts() -> bool:
     )
 
 
-<<<<<<< HEAD
 def _emulated() -> bool:
     """Whether `edgeexport devices install emulated` was run for this version."""
     from edgeexport.devices.emulated import root
 
     return not root.missing()
-=======
+
+
 def _unpacked(server: str) -> Callable[[], bool]:
     """Whether tests/devices/fetch_servers.py has fetched a server, and what runs it is here."""
     return lambda: importlib.import_module(f"tests.devices.{server}").available()
->>>>>>> f3d6033 (Reach Android through adb; thirty-odd faults of devices, on pretended ones and behind a real sshd)
 
 
 NEEDS: dict[str, Callable[[], bool]] = {
@@ -61,11 +60,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "strace": _program("strace"),
     "unshare": _private_mounts,
     "qemu": _program("qemu-aarch64", "qemu-aarch64-static"),
-<<<<<<< HEAD
     "emulated": _emulated,
-=======
     "sshd": _unpacked("sshd"),
->>>>>>> f3d6033 (Reach Android through adb; thirty-odd faults of devices, on pretended ones and behind a real sshd)
     "browser": _program("chromium", "chromium-browser", "google-chrome"),
 }
 

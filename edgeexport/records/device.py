@@ -8,11 +8,8 @@ from edgeexport.records.base import Record
 class DeviceFacts(Record):
     """A machine. features: CPU flags as Linux names them. bench_digest: of the program that answered.
 
-<<<<<<< HEAD
     capacities: how strong each processor is beside the others; empty where the system does not say.
-=======
     product: what its maker calls it, where the system knows that (Android does).
->>>>>>> f3d6033 (Reach Android through adb; thirty-odd faults of devices, on pretended ones and behind a real sshd)
     """
 
     device: str
@@ -25,12 +22,9 @@ class DeviceFacts(Record):
     python: str
     runtime_version: str = ""
     bench_digest: str = ""
-<<<<<<< HEAD
     capacities: tuple[int, ...] = ()
     hypervisor: bool = False
-=======
     product: str = ""
->>>>>>> f3d6033 (Reach Android through adb; thirty-odd faults of devices, on pretended ones and behind a real sshd)
 
 
 class Reachability(Record):
