@@ -62,6 +62,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "qemu": _program("qemu-aarch64", "qemu-aarch64-static"),
     "emulated": _emulated,
     "sshd": _unpacked("sshd"),
+    "adbd": _unpacked("adbd"),
     "browser": _program("chromium", "chromium-browser", "google-chrome"),
 }
 

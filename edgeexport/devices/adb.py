@@ -127,7 +127,8 @@ class Adb(ShellDevice):
         answer = super().launch(job, files=files, timeout=timeout, outputs_to=outputs_to)
         if watched and isinstance(answer.get("environment"), dict):
             for when, state in (("before", before), ("after", self.state())):
-                answer["environment"].setdefault(when, {}).update(state)
+                known = {key: value for key, value in state.items() if value is not None}
+                answer["environment"].setdefault(when, {}).update(known)
         if answer.get("runtime_version"):
             answer["runtime_version"] = f"{answer['runtime_version']} ({MANYLINUX})"
         return answer

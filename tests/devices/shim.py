@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 
 # What tells the scripts of edgeexport.devices.scripts apart.
-STEPS = {"hello": "XDG_CACHE_HOME", "push": "tar -xf", "run": "job.json", "pull": "wc -c", "drop": 'rm -rf "$1"\n',
-         "probe": "find_spec", "check": "touch", "install": "-m venv"}  # fmt: skip
+STEPS = {
+    "hello": "XDG_CACHE_HOME", "unpack": "/root-*", "push": "tar -xf", "run": "job.json", "pull": "wc -c",
+    "probe": "find_spec", "check": "touch", "install": "-m venv", "unpacked": "/ready", "phone": "getprop",
+    "state": "dumpsys", "drop": "rm -rf",
+}  # fmt: skip
 BOOT = rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 

@@ -1,0 +1,37 @@
+"""`python -m tests.devices.ask REFERENCE`: run the requests on stdin on one device, print what came of each.
+
+It is started where the device is reachable, which the test itself may not be. A request is {"verb": "describe" or
+"run", ...}; an answer is {"answer": ...}, or {"error": class, "message": ..., "exit_code": ...}. One JSON list each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeexport import devices
+from edgeexport.errors import EdgeExportError
+
+
+def main() -> None:
+    device = devices.get(sys.argv[1])
+    json.dump([_answered(device, request) for request in json.load(sys.stdin)], sys.stdout)
+
+
+def _answered(device: Any, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        if request["verb"] == "describe":
+            return {"answer": msgspec.to_builtins(device.describe(request.get("runtime", "")))}
+        files = {name: Path(path) for name, path in request.get("files", {}).items()}
+        out = Path(request["outputs_to"]) if "outputs_to" in request else None
+        return {"answer": device.run(request["job"], files=files, timeout=request["timeout"], outputs_to=out)}
+    except EdgeExportError as error:
+        return {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+
+
+if __name__ == "__main__":
+    main()

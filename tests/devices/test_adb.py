@@ -1,0 +1,104 @@
+"""A device behind a real adb and a real adbd, without Python: the pushed arm64 root runs there, on an emulated A53."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeexport import devices
+from tests.device_bench.tiny import dense_model, job
+from tests.devices import adbd
+from tests.needs import need
+
+Answers = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[adbd.Phone]:
+    need("adbd")
+    need("emulated")
+    with adbd.running(tmp_path_factory.mktemp("adbd") / "phone", adbd.cortex_a53()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("ort")
+    return dense_model(tmp_path_factory.mktemp("model") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def answers(phone: adbd.Phone, model: Path) -> Answers:
+    """What the device answers to one series of requests."""
+    files = {"model": str(model), "x": str(model.parent / "x.npy")}
+    placed = {**job("time", model), "model": "file:model", "inputs": [{"x": "file:x"}]}
+    requests: list[dict[str, Any]] = [
+        {"verb": "describe", "runtime": "ort"},
+        {
+            "verb": "run",
+            "job": {**placed, "mode": "outputs"},
+            "files": files,
+            "timeout": 120,
+            "outputs_to": str(model.parent / "there"),
+        },
+        {"verb": "run", "job": placed, "files": files, "timeout": 120},
+        {"verb": "run", "job": {"mode": "sentinel", "repeats": 10**6}, "timeout": 2},
+    ]
+    done = phone.inside(sys.executable, "-m", "tests.devices.ask", phone.reference, given=json.dumps(requests))
+    assert done.returncode == 0, done.stderr
+    found: Answers = json.loads(done.stdout)
+    return found
+
+
+def test_the_device_has_no_python_and_is_called_what_it_is(phone: adbd.Phone, answers: Answers) -> None:
+    looked = phone.inside("adb", "-P", adbd.PORT, "-s", adbd.SERIAL, "shell", "-T", "command -v python3 python")
+    assert looked.returncode != 0
+    assert looked.stdout == ""
+    facts = answers[0]["answer"]
+    assert (facts["arch"], facts["os"], facts["product"]) == ("aarch64", "android", "Test Phone")
+    assert facts["runtime_version"].endswith("(manylinux build)")
+    assert "asimd" in facts["features"]
+    assert "asimddp" not in facts["features"]
+
+
+def test_outputs_are_those_of_this_machine(model: Path, answers: Answers) -> None:
+    assert answers[1]["answer"]["outputs"]
+    devices.get("local").run(job("outputs", model), timeout=60, outputs_to=model.parent / "here")
+    there, here = (np.load(model.parent / name / "0.0.npy") for name in ("there", "here"))
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_heat_and_supply_are_told_before_and_after(answers: Answers) -> None:
+    launch = answers[2]["answer"]
+    assert len(launch["iterations_ns"]) == 20
+    assert launch["runtime_version"].endswith("(manylinux build)")
+    for when in ("before", "after"):
+        moment = launch["environment"][when]
+        assert (moment["thermal_status"], moment["battery_percent"], moment["plugged"]) == (1, 87, True)
+
+
+def test_a_run_that_takes_too_long_is_killed_there(phone: adbd.Phone, answers: Answers) -> None:
+    assert answers[3]["error"] == "DeviceError"
+    assert "within 2 s; it was killed" in answers[3]["message"]
+    assert phone.left() == []
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in running.splitlines() if str(phone.folder) in line and "job.json" in line]
+
+
+def test_it_is_listed_while_its_server_runs(phone: adbd.Phone) -> None:
+    listed = phone.inside("env", f"ANDROID_ADB_SERVER_PORT={adbd.PORT}", sys.executable, "-m", "edgeexport", "devices")
+    assert listed.returncode == 0
+    assert f"adb://{adbd.SERIAL}" in listed.stdout
+
+
+def test_an_emulated_program_on_a_device_judges_nothing(phone: adbd.Phone) -> None:
+    able, reason = devices.get(phone.reference).can_judge(None)  # type: ignore[arg-type]
+    assert not able
+    assert "arm64" in reason
