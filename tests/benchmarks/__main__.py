@@ -17,6 +17,8 @@ from tests.benchmarks.bar import Bar
 BENCHMARKS = {
     "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
     "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
+    "peers": "quantize_static, Olive, NNCF and edgeexport side by side: accuracy, size, speed, memory, lines",
+    "resnet56-ptq": "ResNet-56 in int8: size and speed against fp32 and the best peer",
 }
 PACKAGES = ("torch", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "numpy")
 
@@ -31,9 +33,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
         for name, what in BENCHMARKS.items():
-            sys.stdout.write(f"{name:8}{what}\n")
+            sys.stdout.write(f"{name:18}{what}\n")
         return 0
-    run: Benchmark = importlib.import_module(f"tests.benchmarks.{arguments.name}").run
+    run: Benchmark = importlib.import_module(f"tests.benchmarks.{arguments.name.replace('-', '_')}").run
     figures, bars = run()
     record = {
         "name": arguments.name,
