@@ -25,6 +25,7 @@ from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.target import Target
 from edgeexport.runtimes.ort_format import canonical
 from edgeexport.runtimes.ort_kernels import for_integer_kernels
+from edgeexport.runtimes.ort_saturation import predict_saturation
 from edgeexport.runtimes.protocol import NO_OPTIONS, Conversion, Converted, Feeds, Outputs
 
 if TYPE_CHECKING:
@@ -115,15 +116,16 @@ class OnnxRuntime:
         source = job.quantized or job.spine
         options = target_options(job)
         progress(f"{self.name}: {source.name} to .{job.target.format}", None)
-        model, notes = _for_floor(graph.load(source), job.target)
+        model, edits = _for_floor(graph.load(source), job.target)
         if job.quantized is not None:
-            model, edits = for_integer_kernels(model, arch=job.target.arch)
-            notes += edits
+            model, more = for_integer_kernels(model, arch=job.target.arch)
+            edits += more
+        notes = edits + _exact_sums(job)[1]
         floor = model_floor(model)
         if job.target.format == "ort":
             notes += _bake(model, out, job=job, options=options)
             floor = max(floor, ORT_FORMAT_FLOOR, key=_version_key)
-        elif notes:
+        elif edits:
             graph.save(model, out)
         else:
             shutil.copyfile(source, out)
@@ -188,15 +190,30 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
+def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
+    """Whether the target must ask for exact sums, with the reason: an x86 CPU without VNNI whose sums may saturate.
+
+    7-bit weights never do. Others keep their accuracy with `session.x64quantprecision`, which costs speed there, and
+    which onnxruntime heeds while it optimises: not in an .ort file, where 7-bit weights are the way out.
+    """
+    target = job.target
+    vnni = any(name.endswith("vnni") for name in target.features)
+    if target.arch != "x86_64" or vnni or job.quantized is None:
+        return False, ()
+    found = predict_saturation(graph.load(job.quantized))
+    if not found.possible:
+        return False, ()
+    remedy = "7-bit weights would prevent it" if target.format == "ort" else "opened with session.x64quantprecision"
+    return target.format != "ort", (f"{found.sentence()}; {remedy}",)
+
+
 def target_options(job: Conversion) -> dict[str, Any]:
     """Return how the target opens its file: threads, optimisation level, arena, and configuration entries."""
     target = job.target
     entries: dict[str, str] = {}
     if job.quantized is not None and target.arch == "aarch64":
         entries["session.qdqisint8allowed"] = "1"
-    vnni = any(name.endswith("vnni") for name in target.features)
-    if job.plan is not None and target.arch == "x86_64" and not (vnni or job.plan.numbers.reduce_range):
-        # u8×s8 pairs of full-range weights saturate without VNNI; this trades speed for exact sums.
+    if _exact_sums(job)[0]:
         entries["session.x64quantprecision"] = "1"
     return {
         "intra_op_num_threads": target.threads,
