@@ -12,13 +12,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgeexport import graph
+from edgeexport import devices, graph
 from edgeexport.quantization import calibrate, plan_quantization, quantize
 from edgeexport.records.saturation import Saturation
 from edgeexport.records.target import NumberFormat, load_target
 from edgeexport.runtimes import get
+from edgeexport.runtimes.ort import open_session
 from edgeexport.runtimes.ort_saturation import predict_saturation
 from edgeexport.runtimes.protocol import Conversion
+from tests.device_bench.tiny import saved
+from tests.needs import need
 from tests.quantization.nets import pictures, small_mobilenet, small_resnet
 
 
@@ -97,3 +100,34 @@ def test_eight_bits_without_vnni_are_opened_with_exact_sums_and_the_reason_is_to
         assert any("could saturate" in note for note in made.notes)
         options[kind] = made.session_options["config_entries"]
     assert options == {"onnx": {"session.x64quantprecision": "1"}, "ort": {}}
+
+
+@pytest.mark.parametrize(("bits", "exact"), [(7, False), (8, False), (8, True)])
+def test_an_emulated_cpu_without_vnni_agrees_exactly_where_that_is_predicted(
+    bits: int, exact: bool, tmp_path: Path
+) -> None:
+    """The reference runs here with exact sums, which are right on any x86 CPU."""
+    need("emulated")
+    path = small_resnet(tmp_path / "net.onnx")
+    ranges = calibrate(path, pictures(2), samples_digest="sha256:0")
+    numbers = NumberFormat(activations="uint8", reduce_range=bits == 7)
+    model = tmp_path / "int8.onnx"
+    quantize(path, plan_quantization(path, ranges, numbers=numbers), out=model)
+    precise = {"config_entries": {"session.x64quantprecision": "1"}}
+    options = {**precise, "graph_optimization_level": "all"} if exact else {}
+    feeds = pictures(1, seed=4, shape=(4, 3, 16, 16))[0]
+    (here,) = open_session(model, options=precise).run(feeds).values()
+    there = on_avx2(model, feeds["image"], options=options)
+    possible = predict_saturation(graph.load(model)).possible
+    assert np.array_equal(here, there) == (exact or not possible)
+
+
+def on_avx2(model: Path, image: NDArray[Any], *, options: dict[str, Any]) -> NDArray[Any]:
+    """Run a model on an emulated Haswell."""
+    asked = {
+        "mode": "outputs", "runtime": "onnxruntime", "model": str(model), "options": options,
+        "inputs": [{"image": saved(model.parent, "image.npy", image)}],
+    }  # fmt: skip
+    out = model.parent / "emulated"
+    devices.get("emulated:x86-avx2").run(asked, timeout=120, outputs_to=out)
+    return np.load(out / "0.0.npy")
