@@ -37,7 +37,7 @@ class Emulated:
         """root: an intact installation."""
         self.name = f"emulated:{preset.name}"
         self.preset = preset
-        self._root = root
+        self.root = root
 
     def describe(self, runtime: str = "") -> DeviceFacts:
         """Return what the emulated machine is, and the version of `runtime` (`ort`, `litert`) when one is named."""
@@ -72,7 +72,7 @@ class Emulated:
         counted = {**job, "mode": "count"}
         with tempfile.TemporaryDirectory(prefix="edgeexport-count-") as folder:
             log = Path(folder) / "counts"
-            plugin = ("-plugin", str(self._root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
+            plugin = ("-plugin", str(self.root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
             answer = self._run(counted, files=files, timeout=timeout, outputs_to=outputs_to, plugin=plugin)
             return answer, read_counts(log, inferences=len(answer["outputs"]))
 
@@ -99,11 +99,43 @@ class Emulated:
             placed["outputs_to"] = str(outputs_to.absolute())
         legacy = job.get("runtime") == "tflite_runtime"
         site = "" if self.preset.arch != "aarch64" else "legacy" if legacy else "site"
-        words = command(self._root, self.preset, plugin=plugin)
-        surroundings = environment(self._root, site=site, threads=int(job.get("threads", 1)))
+        words = command(self.root, self.preset, plugin=plugin)
+        surroundings = environment(self.root, site=site, threads=int(job.get("threads", 1)))
         with importlib.resources.as_file(facts("device_bench") / "bench.py") as program:
             words += ["-P", "-s", str(program)]
             return run_program(words, placed, environment=surroundings, timeout=timeout, device=self.name)
+
+
+class Counting(Emulated):
+    """The same machine, counting wherever it can while it runs jobs of mode `outputs`.
+
+    runtime_version, counts: of the last job; counts None where `counts_missing` says why.
+    """
+
+    runtime_version = ""
+    counts: InstructionCounts | None = None
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        files: Mapping[str, Path] = NO_FILES,
+        timeout: float,
+        outputs_to: Path | None = None,
+    ) -> dict[str, Any]:
+        """Run one job; see `Emulated.count`."""
+        if outputs_to is None or counts_missing(self.preset):
+            answer = super().run(job, files=files, timeout=timeout, outputs_to=outputs_to)
+        else:
+            answer, self.counts = self.count(job, files=files, timeout=timeout, outputs_to=outputs_to)
+        self.runtime_version = str(answer.get("runtime_version", ""))
+        return answer
+
+
+def counting(preset: str) -> Counting:
+    """Return an emulated machine that counts; see `connect`."""
+    plain = machine(preset)
+    return Counting(plain.preset, root=plain.root)
 
 
 def connect(reference: str) -> Device:

@@ -1,0 +1,183 @@
+"""Emulation: does a file compute on the target's kind of CPU what it computes here, and with how many instructions?
+
+The rule: what nobody ran is never said to agree. Outputs are compared with this machine's on the same samples, within
+the tolerance of the file's goldens; counts are a cost, never a latency. On x86 the reference comes from kernels that do
+not saturate (onnxruntime's own switch), so that a fault of this machine (no VNNI) is not laid to the other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport import devices
+from edgeexport.devices import emulated
+from edgeexport.devices.emulated import root
+from edgeexport.devices.emulated.counts import WARM_UPS
+from edgeexport.devices.emulated.presets import PRESETS, Preset
+from edgeexport.devices.protocol import feature_gap
+from edgeexport.errors import DeviceError
+from edgeexport.progress import Progress, silent
+from edgeexport.records.emulation import EmulatedRun, EmulationRecord
+from edgeexport.records.parity import OutputParity
+from edgeexport.records.target import Target
+from edgeexport.validation.compare import compare_outputs
+from edgeexport.validation.measure import Subject, run_on_device
+
+if TYPE_CHECKING:
+    from edgeexport.runtimes.protocol import Outputs
+
+COUNTED = 5
+AT_ONCE = 2
+EXACT_X86 = {"session.x64quantprecision": "1"}
+LARGEST_HALF = "65,504"
+OLD_RUNTIME = "tflite_runtime"
+
+
+def presets_for(target: Target) -> tuple[Preset, ...]:
+    """Return the presets that have all features of a target and none that it lacks: for a generic one, weak and strong.
+
+    Empty where no emulated CPU stands for the target, such as x86 with VNNI.
+    """
+    same = (preset for preset in PRESETS.values() if preset.arch == target.arch)
+    return tuple(preset for preset in same if feature_gap(preset.features, target) == ([], []))
+
+
+def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress: Progress = silent) -> EmulationRecord:
+    """Run a file on every preset that stands for its target and compare its outputs with those of this machine.
+
+    subject: the file with real samples and `tolerance`, the largest |difference| of each output. int8: whether it is
+    meant to compute in integers, so that a missed fast path is noted. Without an installation, or a preset for the
+    target, the record has no runs and a note that says why.
+    Raises MissingExtra when this machine lacks the runtime, CorruptFile when the installation was changed.
+    """
+    presets, absent = presets_for(target), root.missing()
+    if not presets or absent:
+        why = f"run `{root.INSTALL}`" if presets else f"no emulated CPU stands for {target.name}"
+        return _record(subject, target, runs=(), notes=(f"not validated under emulation: {why}",))
+    samples = subject.samples()
+    cycled = [samples[index % len(samples)] for index in range(max(len(samples), WARM_UPS + COUNTED))]
+    longer, reference = replace(subject, inputs=cycled), _reference(subject)
+    progress(f"emulate {', '.join(preset.name for preset in presets)}", None)
+
+    def run(preset: Preset) -> EmulatedRun:
+        return _run(longer, preset, reference=reference)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = tuple(pool.map(run, presets))
+    old = (_old_board(subject, presets[0], reference=reference),) if subject.runtime == "litert" else ()
+    return _record(subject, target, runs=runs, notes=(*_missed(runs, int8=int8), *filter(None, old)))
+
+
+def _record(
+    subject: Subject, target: Target, *, runs: tuple[EmulatedRun, ...], notes: tuple[str, ...]
+) -> EmulationRecord:
+    reason = "; ".join(f"{run.device}: {run.reason}" for run in runs if not run.holds)
+    return EmulationRecord(target.name, subject.digest, holds=not reason, reason=reason, runs=runs, notes=notes)
+
+
+def _reference(subject: Subject) -> Outputs:
+    """This machine's outputs, all samples stacked."""
+    options: Mapping[str, Any] = subject.options
+    if subject.runtime == "ort" and devices.get("local").describe().arch == "x86_64":
+        options = {**options, "config_entries": {**options.get("config_entries", {}), **EXACT_X86}}
+    with tempfile.TemporaryDirectory(prefix="edgeexport-reference-") as folder:
+        here = replace(subject, options=options)
+        return _stacked(run_on_device(here, device=devices.get("local"), folder=Path(folder)), subject)
+
+
+def _run(subject: Subject, preset: Preset, *, reference: Outputs) -> EmulatedRun:
+    machine = emulated.counting(preset.name)
+    cpu = f"{preset.model}, emulated"
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeexport-emulated-") as folder:
+            outputs = _stacked(run_on_device(subject, device=machine, folder=Path(folder)), subject)
+    except DeviceError as error:
+        return EmulatedRun(machine.name, cpu, machine.runtime_version, holds=False, reason=str(error).splitlines()[0])
+    found = {name: values[: len(reference[name])] for name, values in outputs.items()}
+    figures = compare_outputs(reference, found)
+    reasons = _differences(figures, found, subject=subject)
+    return EmulatedRun(
+        machine.name,
+        cpu,
+        machine.runtime_version,
+        holds=not reasons,
+        reason="; ".join(reasons) + (_half(found, preset) if reasons else ""),
+        outputs=figures,
+        counts=machine.counts,
+        counts_missing=emulated.counts_missing(preset),
+    )
+
+
+def _differences(figures: Iterable[OutputParity], found: Outputs, *, subject: Subject) -> list[str]:
+    """Say of each output by how much more than its tolerance it differs."""
+    reasons = []
+    for figure in figures:
+        if figure.output not in found:
+            reasons.append(f"output {figure.output!r} is missing")
+            continue
+        values, allowed = found[figure.output], subject.tolerance.get(figure.output, 0.0)
+        if bad := _not_finite(values):
+            reasons.append(f"output {figure.output!r}: {bad} of {values.size} values are NaN or Inf")
+        elif not figure.max_abs_error <= allowed:
+            reasons.append(f"output {figure.output!r} differs by {figure.max_abs_error:.4g}, allowed {allowed:.4g}")
+    return reasons
+
+
+def _half(found: Outputs, preset: Preset) -> str:
+    """Name the likely cause where a CPU that computes fp16 in fp16 has no finite outputs."""
+    if "asimdhp" not in preset.features or not any(map(_not_finite, found.values())):
+        return ""
+    return (
+        f" (from Armv8.2 on fp16 is computed in fp16, and numbers above {LARGEST_HALF} overflow; Armv8.0 and x86 "
+        "compute it in fp32: keep the layers in float32 where numbers are as large)"
+    )
+
+
+def _not_finite(values: Any) -> int:
+    import numpy as np
+
+    return int(np.count_nonzero(~np.isfinite(values)))
+
+
+def _missed(runs: Iterable[EmulatedRun], *, int8: bool) -> list[str]:
+    """Note where an int8 file makes no use of the dot products that a CPU has."""
+    able = [
+        run for run in runs if run.counts is not None and "asimddp" in PRESETS[run.device.partition(":")[2]].features
+    ]
+    return [
+        f"{run.device}: int8 uses no dot products: the fast path was missed"
+        for run in able
+        if int8 and run.counts is not None and not run.counts.dot_product
+    ]
+
+
+def _old_board(subject: Subject, preset: Preset, *, reference: Outputs) -> str:
+    """Say what tflite-runtime 2.14, the last one of old boards, makes of a file: a note, never a gate."""
+    if preset.arch != "aarch64":
+        return ""
+    machine = emulated.machine(preset.name)
+    old = replace(subject, runtime=OLD_RUNTIME)
+    told = f"{root.LEGACY[0].replace('==', ' ')} on {machine.name}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeexport-old-") as folder:
+            found = _stacked(run_on_device(old, device=machine, folder=Path(folder)), subject)
+    except DeviceError as error:
+        return f"{told} does not run it: {str(error).splitlines()[0]}"
+    figures = compare_outputs(reference, found)
+    reasons = _differences(figures, found, subject=subject)
+    worst = max(figure.max_abs_error for figure in figures)
+    return f"{told} runs it, but {'; '.join(reasons)}" if reasons else f"{told} agrees (off by at most {worst:.4g})"
+
+
+def _stacked(samples: Iterable[Outputs], subject: Subject) -> Outputs:
+    """All samples of each output in one row. A TFLite tensor has several names: those of `tolerance` count."""
+    import numpy as np
+
+    every = list(samples)
+    names = [name for name in every[0] if name in subject.tolerance or not subject.tolerance]
+    return {name: np.concatenate([np.ravel(outputs[name]) for outputs in every]) for name in names}
