@@ -27,7 +27,7 @@ def compact(model: ModelProto, *, tensors: AbstractSet[str], named: AbstractSet[
     del model.graph.value_info[:]
     _leave_out_defaults(model)
     _share(model, tensors)
-    drop_unused(model)
+    _drop_unused(model)
     _rename(model, tensors, named=named)
 
 
@@ -79,8 +79,7 @@ def _value(tensor: TensorProto) -> bytes:
     return bytes(copy.SerializeToString(deterministic=True))
 
 
-def drop_unused(model: ModelProto) -> None:
-    """Take initializers that nothing reads out of a model, in place."""
+def _drop_unused(model: ModelProto) -> None:
     used = {name for node in nodes(model) for name in node.input} | {value.name for value in model.graph.output}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError
-from edgeexport.quantization.compact import compact, drop_unused
+from edgeexport.quantization.compact import compact
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
@@ -43,9 +43,6 @@ def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     _restore_header(draft, source)
     compact(draft, tensors=_lasting(model), named={node.name for node in model.graph.node})
     prove(draft, plan)
-    for name in plan.in_integers:
-        run_in_integers(draft, name)
-    drop_unused(draft)
     graph.save(draft, out)
 
 
@@ -64,34 +61,6 @@ def drop_points(model: ModelProto, *, keep: frozenset[str]) -> None:
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
-
-
-def run_in_integers(model: ModelProto, name: str) -> None:
-    """Take the points around a node (Pad, Resize) away, in place, so that it works on the integers themselves.
-
-    Raises ModelError unless one point stands before it and an equal one, alone, behind it.
-    """
-    import numpy as np
-
-    node = next((node for node in model.graph.node if node.name == name), None)
-    stored = graph.initializers(model)
-    before = next((n for n in model.graph.node if node is not None and node.input[0] in n.output), None)
-    readers = [n for n in model.graph.node if node is not None and node.output[0] in n.input]
-    points = [before, *readers]
-    pair = len(points) == 2 and [point.op_type if point is not None else "" for point in points]
-    if node is None or before is None or pair != ["DequantizeLinear", "QuantizeLinear"]:
-        raise ModelError(f"{name!r} does not stand between two points, it cannot run in integers")
-    after = readers[0]
-    if any(not np.array_equal(stored[a], stored[b]) for a, b in zip(before.input[1:], after.input[1:], strict=True)):
-        raise ModelError(f"the points before and after {name!r} differ, it cannot run in integers")
-    node.input[0] = before.input[0]
-    node.output[0] = after.output[0]
-    if node.op_type == "Pad":
-        del node.input[2:]
-        node.input.append(after.input[2])  # zero, in the integers of this point
-    model.graph.node.remove(after)
-    if not any(before.output[0] in other.input for other in model.graph.node):
-        model.graph.node.remove(before)
 
 
 def prove(model: ModelProto, plan: QuantizationPlan) -> None:

@@ -24,10 +24,7 @@ class WeightPoint(Record):
 
 
 class QuantizationPlan(Record):
-    """All points of one model. `keep_float` are nodes left in float, name -> reason.
-
-    in_integers: nodes (name -> reason) whose points the file leaves out, so that they run on the integers themselves.
-    """
+    """All points of one model. `keep_float` are nodes left in float, name -> reason."""
 
     model_digest: str
     numbers: NumberFormat
@@ -35,4 +32,3 @@ class QuantizationPlan(Record):
     activations: dict[str, Point]
     weights: dict[str, WeightPoint]
     keep_float: dict[str, str] = {}
-    in_integers: dict[str, str] = {}

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from edgeexport import graph
-from edgeexport.errors import DeviceError, ModelError
+from edgeexport.errors import DeviceError
 from edgeexport.quantization import calibrate, plan_quantization, quantize
 from edgeexport.quantization.audit import audit
 from edgeexport.quantization.placement import prepared
-from edgeexport.quantization.qdq import run_in_integers
 from edgeexport.quantization.repairs import Bench, Repaired, loop, repair
 from edgeexport.quantization.repairs.planned import plan_edits, restricted
 from edgeexport.quantization.repairs.sketch import Sketch
@@ -160,43 +159,18 @@ def test_a_shared_weight_is_scaled_for_one_reader_only(tmp_path: Path) -> None:
     assert np.allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
-def resized(net: Net) -> None:
-    """A bilinear Resize and a Pad between convolutions, and a Concat of unlike ranges."""
+def joined(net: Net) -> None:
+    """A Concat of unlike ranges."""
     x = net.put("Relu", net.conv("image", 3, 8))
-    size = net.store(np.array([1.0, 1.0, 2.0, 2.0], np.float32))
-    up = net.put("Resize", net.conv(x, 8, 8), "", size, mode="linear")
-    wide = net.put("Pad", net.conv(x, 8, 8), net.store(np.array([0, 0, 8, 8, 0, 0, 8, 8])))
-    head(net, net.put("Concat", net.conv(up, 8, 8), net.conv(wide, 8, 8), axis=1), 16)
+    head(net, net.put("Concat", net.conv(x, 8, 8), net.conv(x, 8, 8), axis=1), 16)
 
 
 def edit_of(path: Path, plan: QuantizationPlan, name: str) -> QuantizationPlan:
     return next(edit.changed() for edit in plan_edits(path, plan) if edit.name == name)
 
 
-def test_pad_and_resize_can_run_on_the_integers_themselves(tmp_path: Path) -> None:
-    path = built(resized, tmp_path / "net.onnx")
-    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
-    written(path, planned(path), before)
-    written(path, edit_of(path, planned(path), "in-integers"), after)
-    assert {op for island in running(before).lost for op in island.origin} == {"resize_3", "pad_5"}
-    found = running(after)
-    assert not found.lost
-    assert {kernel.op for kernel in found.kernels if kernel.kind == "move"} >= {"Pad", "Resize"}
-    assert sqnr_db(path, after) > sqnr_db(path, before) - 1.0
-
-
-def test_a_node_without_equal_points_is_not_run_on_integers(tmp_path: Path) -> None:
-    path = built(resized, tmp_path / "net.onnx")
-    written(path, planned(path), tmp_path / "int8.onnx")
-    model = graph.load(tmp_path / "int8.onnx")
-    with pytest.raises(ModelError, match="two points"):
-        run_in_integers(model, "nobody")
-    with pytest.raises(ModelError, match="differ"):
-        run_in_integers(model, "conv_0")
-
-
 def test_one_scale_gives_a_concat_and_its_inputs_the_same_point(tmp_path: Path) -> None:
-    path = built(resized, tmp_path / "net.onnx")
+    path = built(joined, tmp_path / "net.onnx")
     plan = planned(path)
     points = edit_of(path, plan, "one-scale-concat").activations
     concat = next(node for node in graph.load(path).graph.node if node.op_type == "Concat")

@@ -32,9 +32,10 @@ FASTER = 0.98  # a ratio below this: 2 % is the smallest effect that measurement
 class Bench:
     """What a repair needs from outside.
 
-    replan(spine): calibrate an edited spine and plan it. build(spine, plan, out): write the int8 file. timed(now,
-    candidate): latency of the second file over that of the first, measured in turns. feeds: real samples in the
-    spine's signature, for the proof that an edit changes no numbers.
+    replan(spine): calibrate an edited spine and plan it. build(spine, plan, out): write the file as it would run.
+    timed(now, candidate): latency of the second file over that of the first, measured in turns, in fresh processes
+    (two sessions in one process have been seen to differ by a factor of two). feeds: real samples in the spine's
+    signature, for the proof that an edit changes no numbers.
     """
 
     replan: Callable[[Path], QuantizationPlan]

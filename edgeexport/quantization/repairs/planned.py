@@ -1,4 +1,4 @@
-"""Edits of a plan: which nodes run on the integers themselves, which points are one, what is better left in float.
+"""Edits of a plan: which points are one, and what is better left in float.
 
 The rule: an edit returns a new plan for the same model and never invents a number: a point is another's, or spans
 several. `restricted` only ever takes points away.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeexport import graph
-from edgeexport.quantization.placement import FOLDED, WEIGHTED, attribute, choose, place, prepared
+from edgeexport.quantization.placement import FOLDED, WEIGHTED, choose, place, prepared
 from edgeexport.quantization.plan import activation_point, float_results
 from edgeexport.records.plan import Point, QuantizationPlan
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 ONE_SCALE = "inputs of a Concat with its own scale are copied, not rescaled"
-IN_INTEGERS = "between equal points it moves integers; onnxruntime would do it in float"
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,8 @@ def plan_edits(spine: Path, plan: QuantizationPlan) -> list[PlanEdit]:
     model = prepared(graph.load(spine))
     chosen, _ = choose(model, plan.keep_float)
     nodes = [node for node in model.graph.node if node.name in set(chosen)]
-    moved = _in_integers(model, plan, nodes=nodes)
     points = _one_scale(plan, nodes)
     edits = [
-        PlanEdit("in-integers", IN_INTEGERS, len(moved), partial(_moving, plan, moved)),
         PlanEdit("one-scale-concat", ONE_SCALE, len(points), partial(_with_points, plan, points)),
     ]
     for op in dict.fromkeys(node.op_type for node in nodes if node.op_type not in WEIGHTED | FOLDED):
@@ -70,32 +67,11 @@ def restricted(model: ModelProto, plan: QuantizationPlan, *, keep_float: Mapping
         activations={name: point for name, point in plan.activations.items() if name in stays},
         weights={name: point for name, point in plan.weights.items() if name in weights},
         keep_float=refused,
-        in_integers={name: reason for name, reason in plan.in_integers.items() if name in chosen},
     )
-
-
-def _moving(plan: QuantizationPlan, names: list[str]) -> QuantizationPlan:
-    moved = {**plan.in_integers, **dict.fromkeys(names, IN_INTEGERS)}
-    return msgspec.structs.replace(plan, in_integers=moved)
 
 
 def _with_points(plan: QuantizationPlan, points: Mapping[str, Point]) -> QuantizationPlan:
     return msgspec.structs.replace(plan, activations={**plan.activations, **points})
-
-
-def _in_integers(model: ModelProto, plan: QuantizationPlan, *, nodes: list[NodeProto]) -> list[str]:
-    """Pad with zeros, and Resize with interpolation: the points around them are equal, onnxruntime keeps both."""
-    stored = {**graph.constants(model), **graph.initializers(model)}
-    found = []
-    for node in nodes:
-        before, after = (plan.activations.get(name) for name in (node.input[0], node.output[0]))
-        mode = attribute(node, "mode", default=b"constant" if node.op_type == "Pad" else b"nearest")
-        fill = stored.get(node.input[2]) if node.op_type == "Pad" and len(node.input) > 2 else None
-        zero = node.op_type == "Pad" and mode == b"constant" and (fill is None or not fill.any())
-        linear = node.op_type == "Resize" and mode == b"linear"
-        if before is not None and before == after and (zero or linear) and node.name not in plan.in_integers:
-            found.append(node.name)
-    return found
 
 
 def _one_scale(plan: QuantizationPlan, nodes: list[NodeProto]) -> dict[str, Point]:
