@@ -155,6 +155,24 @@ def install(device: str, *, again: bool) -> None:
     click.echo(f"{device}  {folder}")
 
 
+@commands.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, help="A target's name, or the path of its TOML. Repeatable.")
+@click.option("--input", "shapes", multiple=True, help="NAME=1,3,224,224: sizes that the file leaves free. Repeatable.")
+@json_option
+def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], as_json: bool) -> None:
+    """Show what MODEL (.onnx) holds, and what will not run or not fuse on each target, and why."""
+    from edgeexport.inspection import inspect as inspect_model
+    from edgeexport.inspection import read_shapes
+    from edgeexport.records.target import load_target
+    from edgeexport.terminal import Display, show_inspection
+
+    with Display() as display:
+        chosen = [load_target(name) for name in targets]
+        record = inspect_model(model, chosen, shapes=read_shapes(shapes), progress=display)
+    show_inspection(record, as_json=as_json)
+
+
 def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
     """Show a run, then raise CheckFailed when a target has no bundle."""
     from edgeexport.terminal import show_run

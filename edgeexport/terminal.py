@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeexport.records.device import Reachability
+    from edgeexport.records.inspection import Inspection
     from edgeexport.records.manifest import Verification
     from edgeexport.records.run import RunRecord
     from edgeexport.records.target import Target
@@ -220,6 +221,25 @@ def show_diagnosis(diagnosis: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(f"machine  {diagnosis['machine']}")
     rows = [(row["what"], row["state"], row["next"]) for row in diagnosis["abilities"]]
     console().print(_table(("ability", "state", "what adds it"), rows))
+
+
+@printing()
+def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
+    """Show what a file holds, then target by target what will not run, what does not fuse, and what it costs."""
+    if as_json:
+        _print_json(inspection)
+        return
+    from edgeexport.report.inspection import head_lines, island_rows, target_lines
+
+    screen = console()
+    for line in head_lines(inspection):
+        _print_line(screen, line)
+    for found in inspection.targets:
+        screen.print()
+        for line in target_lines(found):
+            _print_line(screen, line)
+        if rows := island_rows(found):
+            screen.print(_table(("float island", "where", "cost", "cause"), rows))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

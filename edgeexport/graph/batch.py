@@ -50,12 +50,12 @@ def _probe(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> dict[str
             if value.name in inputs}  # fmt: skip
 
 
-def random_input(value: ValueInfoProto, shape: tuple[int, ...]) -> np.ndarray:
+def random_input(value: ValueInfoProto, shape: tuple[int, ...], *, seed: int = _SEED) -> np.ndarray:
     """Return repeatable random numbers of the input's type: normal for floats, 0 or 1 for integers and booleans."""
     import numpy as np
     import onnx
 
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(seed)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
         return generator.integers(0, 2, size=shape).astype(dtype)

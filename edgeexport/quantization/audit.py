@@ -168,7 +168,7 @@ def _island(seen: _Running, place: Place, *, members: list[tuple[NodeProto, Kern
     kernels = tuple(kernel for _, kernel in members)
     points = [point for node in nodes if (point := seen.point(node)) is not None]
     origin = _origins(seen, members)
-    tensors = dict.fromkeys(_float_side(point, seen.file) for point in points if point.input[0] not in seen.file.stored)
+    tensors = dict.fromkeys(seen.file.tensor_of(point) for point in points if point.input[0] not in seen.file.stored)
     causes = [text for name in origin if (text := _told(seen, name))]
     if place == "requantized":
         causes.append(_requantized(seen, points))
@@ -206,14 +206,6 @@ def _behind(file: Wiring, waiting: list[str], *, stop: set[str]) -> dict[str, No
         found[made.name] = None
         waiting += list(filter(None, made.input))
     return found
-
-
-def _float_side(point: NodeProto, file: Wiring) -> str:
-    """The float tensor that a point stands for, without what onnxruntime's quantizer adds to its name."""
-    made = file.maker.get(point.input[0])
-    first = made if point.op_type == "DequantizeLinear" and made is not None else point
-    name = first.input[0] if first.op_type == "QuantizeLinear" else point.output[0]
-    return str(name.removesuffix("_QuantizeLinear_Input"))
 
 
 def _requantized(seen: _Running, points: Iterable[NodeProto]) -> str:

@@ -59,6 +59,13 @@ class Wiring:
         kind, at = np.iinfo(zero.dtype), int(zero.item())
         return float((kind.min - at) * scale.item()), float((kind.max - at) * scale.item())
 
+    def tensor_of(self, point: NodeProto) -> str:
+        """Return the float tensor that a point stands for, without what onnxruntime's quantizer adds to its name."""
+        made = self.maker.get(point.input[0])
+        first = made if point.op_type == "DequantizeLinear" and made is not None else point
+        name = first.input[0] if first.op_type == "QuantizeLinear" else point.output[0]
+        return str(name.removesuffix("_QuantizeLinear_Input"))
+
     def dtype(self, point: NodeProto) -> str:
         """Return the integer type of a point, empty if it is not stored."""
         zero = self.stored.get(point.input[2]) if len(point.input) > 2 else None
@@ -184,7 +191,9 @@ def _signed(node: NodeProto, wires: Wiring) -> str:
         if point is None or point.op_type not in {"QuantizeLinear", "DequantizeLinear"} or wires.dtype(point) != "int8":
             continue
         name = point.input[0] if point.op_type == "DequantizeLinear" else point.output[0]
-        counts[name] = sum(len(wires.readers.get(made.output[0], [])) for made in wires.readers.get(name, []))
+        counts[wires.tensor_of(point)] = sum(
+            len(wires.readers.get(made.output[0], [])) for made in wires.readers.get(name, [])
+        )
     if not counts:
         return ""
     most = max(counts, key=lambda name: counts[name])
