@@ -7,6 +7,7 @@ from edgeexport.quantization.blockwise import quantize_blockwise as quantize_blo
 from edgeexport.quantization.calibrate import calibrate as calibrate
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
+from edgeexport.quantization.half import to_half as to_half
 from edgeexport.quantization.integer import keep_encoder_float as keep_encoder_float
 from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
 from edgeexport.quantization.integer import quantize_static_encoder as quantize_static_encoder

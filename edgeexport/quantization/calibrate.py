@@ -7,7 +7,7 @@ error that names the sample and the tensor, never a range.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,18 @@ def calibration_points(model: ModelProto, *, symmetric: bool = False) -> tuple[s
     """Return the tensors that carry a scale when every operator that can run in integers does, in graph order."""
     ready = prepared(model)
     return tuple(place(ready, supported(ready), symmetric=symmetric).activations)
+
+
+def watch(model: ModelProto, tensors: tuple[str, ...], *, samples: Iterable[Feeds]) -> Iterator[dict[str, Limits]]:
+    """Run samples one by one; yield the least and greatest value of each of these tensors that is not empty.
+
+    Raises DataError for samples that do not fit and values that are not finite.
+    """
+    session = _exposed(model, tensors)
+    for index, feeds in enumerate(samples):
+        values = {**feeds, **session.run(feeds)}
+        places = {name: f"sample {index}, tensor {name!r}" for name in tensors if values[name].size}
+        yield {name: _extremes(values[name], where=where) for name, where in places.items()}
 
 
 def _exposed(model: ModelProto, tensors: tuple[str, ...]) -> OrtSession:

@@ -86,7 +86,15 @@ class Target(Record):
     def numbers(self) -> NumberFormat:
         """Return the declared number format, or the one that this CPU's integer kernels need.
 
-        x86 with VNNI: U8S8. x86 without: U8S8 with 7-bit weights, since `vpmaddubsw` saturates. arm64: S8S8.
+        | CPU | activations | weights | why |
+        |---|---|---|---|
+        | x86 with VNNI | uint8 | int8, 8 bits | VNNI multiplies unsigned by signed, and adds in 32 bits |
+        | x86 without | uint8 | int8, 7 bits | `vpmaddubsw` adds pairs in 16 bits: only 2 · 255 · 64 fits |
+        | arm64 | int8 | int8, 8 bits | SDOT and SMLAL multiply signed by signed, and add in 32 bits |
+
+        Weights have a scale per output channel and are symmetric: their zero points cost nothing. Activations are
+        asymmetric: kernels fold their zero point into the bias, and a range after ReLU keeps all its steps. Unsigned
+        weights per channel, which run many times slower than float, cannot be said.
         """
         if self.number_format is not None:
             return self.number_format
@@ -94,6 +102,11 @@ class Target(Record):
             return NumberFormat(activations="int8")
         vnni = any(name.endswith("vnni") for name in self.features)
         return NumberFormat(activations="uint8", reduce_range=not vnni)
+
+
+def computes_half(target: Target) -> bool:
+    """Say whether onnxruntime computes fp16 in fp16 there: Armv8.2 with half-precision SIMD. Others go through fp32."""
+    return target.runtime == "ort" and target.arch == "aarch64" and "asimdhp" in target.features
 
 
 def facts(folder: str) -> Traversable:

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-_WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+_WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "ConvInteger": 1}
 _LARGEST_ACTIVATION = 255
 
 
 def predict_saturation(model: ModelProto) -> Saturation:
-    """Look at the stored int8 weights of a QDQ model, node by node."""
-    stored = graph.initializers(model)
-    dequantized = {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored and stored[node.input[0]].dtype.name == "int8"
-    }
+    """Look at the stored int8 weights of a model, in QDQ form or quantized dynamically, node by node.
+
+    Unsigned weights, which dynamic quantization can write too, are multiplied in 16 bits and cannot saturate.
+    """
+    stored = {name: value for name, value in graph.initializers(model).items() if value.dtype.name == "int8"}
+    made = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
+    weights = {name: name for name in stored} | {node.output[0]: node.input[0] for node in made}
     layers = []
     for node in model.graph.node:
         place = _WEIGHT_INPUT.get(node.op_type)
-        weight = dequantized.get(node.input[place]) if place is not None and len(node.input) > place else None
+        weight = weights.get(node.input[place]) if place is not None and len(node.input) > place else None
         if weight is not None:
             layers.append(_layer(node, weight, rows=_rows(node, stored[weight])))
     return Saturation(tuple(layers))
@@ -44,7 +44,7 @@ def _rows(node: NodeProto, weight: NDArray[Any]) -> NDArray[np.int64]:
     import numpy as np
     from onnx import helper
 
-    if node.op_type == "Conv":
+    if node.op_type in {"Conv", "ConvInteger"}:
         return np.moveaxis(weight, 1, -1).reshape(len(weight), -1).astype(np.int64)
     transposed = any(item.name == "transB" and helper.get_attribute_value(item) for item in node.attribute)
     matrix = weight if transposed else weight.swapaxes(-1, -2)

@@ -25,7 +25,7 @@ from tests.needs import need
 from tests.quantization.nets import pictures, small_mobilenet, small_resnet
 
 
-def one_layer(weight: NDArray[np.int8], op: str = "Conv", **attributes: Any) -> onnx.ModelProto:
+def one_layer(weight: NDArray[Any], op: str = "Conv", **attributes: Any) -> onnx.ModelProto:
     """Return a model with one integer layer of this stored weight."""
     scale = numpy_helper.from_array(np.float32(1), "scale")
     nodes = [
@@ -59,6 +59,16 @@ def test_weights_of_different_outputs_never_meet() -> None:
     assert not of([[127, 0], [127, 0]], transB=1).possible
     assert of([[127, 0], [127, 0]]).possible  # without transB the columns are the outputs
     assert of([[127, 0], [127, 0]], "MatMul").possible
+
+
+def test_weights_of_dynamic_quantization_are_seen_and_unsigned_ones_cannot_saturate() -> None:
+    found = []
+    for kind in (np.int8, np.uint8):
+        model = one_layer(np.array([[100], [100]], kind), "MatMulInteger")
+        model.graph.node[1].input[1] = "w"
+        found.append(predict_saturation(model))
+    assert found[0].possible
+    assert found[1].layers == ()
 
 
 def test_convolutions_pair_channels_first_then_taps() -> None:
