@@ -56,15 +56,20 @@ def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Sta
         plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=choice.keep_float)
         return written(lane, rung, plan=plan, ranges=ranges.record, folder=folder, of=of)
 
-    key = {
+    key = static_key(lane, choice=choice, ranges=ranges, of=of)
+    return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
+
+
+def static_key(lane: Lane, *, choice: Static, ranges: Stage[Ranges], of: TorchRung) -> dict[str, Any]:
+    """What decides a plan and how its file is judged."""
+    return {
         "ranges": ranges.key,
         "of": of.spine.record.artifact.digest,
-        "numbers": msgspec.to_builtins(numbers),
+        "numbers": msgspec.to_builtins(lane.target.numbers()),
         "keep_float": dict(choice.keep_float),
-        "tolerance": target.tolerance.int8_sqnr_db,
-        "versions": versions(*PACKAGES),
+        "tolerance": lane.target.tolerance.int8_sqnr_db,
+        "versions": versions("torch", *PACKAGES),
     }
-    return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
 
 
 def written(
@@ -114,7 +119,7 @@ class Rework:
     write: Callable[[Path, Path], tuple[str, ...]]
 
 
-def rework(road: Road, rung: TorchRung, change: Rework) -> TorchRung:
+def rework(road: Road, rung: TorchRung, *, change: Rework) -> TorchRung:
     """Return the rung with a spine of changed weights, as a stage of its own."""
     spine = rung.spine.record
 

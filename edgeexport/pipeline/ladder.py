@@ -7,17 +7,26 @@ form before it failed in the way that the remedy is for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from typing import Literal, TypeAlias
 
 from edgeexport.pipeline.forms import Static, static_form
 from edgeexport.pipeline.lower import Candidate, Form, Lane, candidate, fp32_candidate
+from edgeexport.pipeline.repairing import repaired
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
 
+# Why a form did not ship: it could not be built, lost too much, was too slow, or missed another limit.
+Fault = Literal["unbuilt", "accuracy", "speed", "other"]
+Climb: TypeAlias = "Generator[Candidate | Rung, None, Fault]"
+
 
 def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidate | Rung]:
-    """Yield what could ship on a target, best first, gates held or not; of what cannot be built, just the row."""
+    """Yield what could ship on a target, best first, gates held or not; of what cannot be built, just the row.
+
+    Whoever asks for the next one has refused the one before, and has left its verdict in `lane.refused`.
+    """
     step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
     for rung in reversed(standing):
         if step is not None:
@@ -26,15 +35,51 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
 
 
 def _reduced(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate | Rung]:
-    """Try the calibration methods in order; stop at the first whose gates hold, or when int8 cannot be built."""
-    for form in _plain(lane, rung, step=step):
-        found = candidate(lane, form)
-        yield found
-        if isinstance(found, Rung) or found.stands:
-            return
+    """Yield the reduced forms of one rung."""
+    found: list[Candidate] = []
+    fault = yield from _tried(lane, _plain(lane, rung, step=step), found=found)
+    if fault == "speed":
+        yield from _tried(lane, _faster(lane, rung, step=step, slow=found[-1]), found=found)
+
+
+def _tried(lane: Lane, forms: Iterable[Form], *, found: list[Candidate]) -> Climb:
+    """Yield forms one by one as long as they fail by losing too much; return how the last one failed."""
+    fault: Fault = "unbuilt"
+    for form in forms:
+        made = candidate(lane, form)
+        yield made
+        fault = _fault(lane, made)
+        if isinstance(made, Candidate):
+            found.append(made)
+        if fault != "accuracy":
+            break
+    return fault
+
+
+def _fault(lane: Lane, refused: Candidate | Rung) -> Fault:
+    if isinstance(refused, Rung):
+        return "unbuilt"
+    verdict = lane.refused.get(refused.row.name)
+    if verdict is None:
+        return "accuracy"
+    failing = {limit.limit for limit in verdict.limits if limit.state == "fails"}
+    if "max_drop" in failing:
+        return "accuracy"
+    return "speed" if failing & {"never_slower", "max_latency_ms"} else "other"
 
 
 def _plain(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Form]:
-    asked = dict.fromkeys(step.keep_float, "asked for in the recipe")
+    """The rung's own weights, by one way of choosing ranges after the other."""
     for method in step.methods:
-        yield static_form(lane, rung, choice=Static(method, asked), name=f"{rung.name} int8 {method}")
+        yield static_form(lane, rung, choice=_static(step, method), name=f"{rung.name} int8 {method}")
+
+
+def _faster(lane: Lane, rung: TorchRung, *, step: Quantize, slow: Candidate) -> Iterator[Form]:
+    """The same form with the edits that are measured faster."""
+    plan = slow.quantized.record.plan if slow.quantized else None
+    choice = _static(step, plan.method if plan else step.methods[0])
+    yield Form(f"{slow.row.name} repaired", rung, lambda: repaired(lane, slow, choice=choice, of=rung))
+
+
+def _static(step: Quantize, method: str) -> Static:
+    return Static(method, dict.fromkeys(step.keep_float, "asked for in the recipe"))

@@ -40,6 +40,7 @@ INT8 = "int8.onnx"
 class Lane:
     """One target's part of the road: the source that everything is compared with, and the largest drop allowed.
 
+    device: where the user wants things to be measured.
     refused: the verdicts so far of candidates that were measured and did not ship, by name; the ladder learns from it.
     """
 
@@ -47,6 +48,7 @@ class Lane:
     target: Target
     source: TorchRung
     bar: float | None
+    device: str | None = None
     refused: dict[str, Verdict] = field(default_factory=dict)
 
 
@@ -143,7 +145,7 @@ def _gated(
         artifact=lowered.record.artifact,
         status="kept",
         parity=quantized.record.parity if quantized else lowered.record.parity,
-        notes=lowered.record.notes,
+        notes=(*(quantized.record.notes if quantized else ()), *lowered.record.notes),
     )
     candidate = Candidate(row, lowered, rung, quantized)
     reason = _parity_reason(lowered, quantized)

@@ -47,8 +47,8 @@ def choose(
 
     Raises ModelError when the source itself does not survive its conversion.
     """
-    lane = Lane(road, target, standing[0], max_drop(road, target))
-    walk = _Walk(lane, baseline(lane), device, require_proof)
+    lane = Lane(road, target, standing[0], max_drop(road, target), device)
+    walk = _Walk(lane, baseline(lane), require_proof)
     if not walk.base.stands:
         raise ModelError(f"the fp32 source cannot be served: {walk.base.row.reason}")
     for candidate in candidates(lane, standing):
@@ -68,7 +68,6 @@ class _Walk:
 
     lane: Lane
     base: Candidate
-    device: str | None
     require_proof: bool
     opened: bool = False
     rows: list[Rung] = field(default_factory=list)
@@ -78,7 +77,7 @@ class _Walk:
         if isinstance(candidate, Rung) or not candidate.stands:
             self.rows.append(candidate if isinstance(candidate, Rung) else candidate.row)
             return None
-        times = timed(self.lane.road, self.lane.target, base=self.base, candidate=candidate, device=self.device)
+        times = timed(self.lane.road, self.lane.target, base=self.base, candidate=candidate, device=self.lane.device)
         row = msgspec.structs.replace(candidate.row, measurement=times.candidate, comparison=times.comparison)
         verdict, scores = _judged_on("selection", self.lane, candidate=candidate, base=self.base, times=times)
         if verdict.state != "fails":
@@ -148,10 +147,12 @@ def _objections(verdict: Verdict) -> str:
 
 
 def _why(before: list[Rung]) -> str:
-    """Say why this rung ships: the first that holds, or what the better ones lacked."""
+    """Say in one sentence why this rung ships: the first that holds, or what the better ones lacked."""
     if not before:
         return "the best rung, and it holds every limit"
-    return f"the best rung that holds; {len(before)} before it did not"
+    last = before[-1]
+    others = f", as {len(before) - 1} before it were" if len(before) > 1 else ""
+    return f"the best rung that holds: {last.name} was refused{others} ({last.reason})"
 
 
 def _with_baseline(base: Candidate, shipped: Candidate, *, rows: list[Rung], times: Timed) -> tuple[Rung, ...]:

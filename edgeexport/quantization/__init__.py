@@ -14,4 +14,5 @@ from edgeexport.quantization.integer import quantize_static_encoder as quantize_
 from edgeexport.quantization.outliers import split_outliers as split_outliers
 from edgeexport.quantization.plan import plan_quantization as plan_quantization
 from edgeexport.quantization.qdq import quantize as quantize
+from edgeexport.quantization.repairs import repair as repair
 from edgeexport.quantization.smooth import smooth as smooth

@@ -42,6 +42,14 @@ class Quantized(Record):
     notes: tuple[str, ...] = ()
 
 
+class Refined(Record):
+    """A spine whose weights were changed to suit a plan, kept beside this record. plan: the one it is quantized by."""
+
+    artifact: Artifact
+    plan: QuantizationPlan
+    notes: tuple[str, ...] = ()
+
+
 class Lowered(Record):
     """A file that runs on a target. parity: against the ONNX file it stands for. See `runtimes.protocol.Converted`."""
 

@@ -1,0 +1,110 @@
+"""Repair of an int8 form that is too slow: the known edits of its spine and plan, each kept if it is measured faster.
+
+The rule: only a machine that may judge the target times an edit, and what was tried is told in the form's notes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeexport import quantization
+from edgeexport.errors import DeviceError, ModelError
+from edgeexport.pipeline.forms import Static, spine_path, written
+from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated
+from edgeexport.pipeline.spine import SPINE
+from edgeexport.pipeline.timing import MODE, device_for
+from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.records.artifact import Artifact
+from edgeexport.records.base import file_digest
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.stages import Quantized, Refined
+from edgeexport.workspace import Stage, versions
+
+if TYPE_CHECKING:
+    from edgeexport.devices.protocol import Device
+    from edgeexport.quantization.repairs import Bench
+
+RUNTIME = "ort"
+
+
+def repaired(lane: Lane, slow: Candidate, *, choice: Static, of: TorchRung) -> Built:
+    """Return the fastest form that the known edits make of one that was too slow.
+
+    Raises ModelError when no edit is faster here, or when nothing here may time one.
+    """
+    machine, reason = device_for(lane.target, lane.device)
+    if machine is None or lane.target.runtime != RUNTIME:
+        raise ModelError(f"no repair can be judged: {reason or f'it is for {RUNTIME}, not {lane.target.runtime}'}")
+    rung, below = slow.rung, slow.quantized
+    if below is None or below.record.plan is None:
+        raise ModelError("only a form with a plan can be repaired")
+    plan = below.record.plan
+
+    def make(folder: Path) -> Refined:
+        bench = _bench(lane, slow, choice=choice, machine=machine)
+        found = quantization.repair(spine_path(rung), plan, bench=bench, folder=folder, progress=lane.road.detail)
+        kept = folder / SPINE
+        kept.write_bytes(found.spine.read_bytes())
+        for leftover in [path for path in folder.iterdir() if path != kept]:
+            leftover.unlink()
+        artifact = Artifact(
+            SPINE, "onnx", file_digest(kept), kept.stat().st_size, rung.spine.record.artifact.digest, "repair"
+        )
+        return Refined(artifact, found.plan, tuple(f"{step.name}: {step.outcome}" for step in found.steps))
+
+    key = {"slow": slow.lowered.key, "quantized": below.key, "versions": versions("onnx", "onnxruntime", "numpy")}
+    stage = lane.road.workspace.stage("repair", key=key, make=make, kind=Refined)
+    if stage.record.plan == plan:
+        raise ModelError(f"no repair is faster here ({'; '.join(stage.record.notes) or 'there is nothing to repair'})")
+    spine = msgspec.structs.replace(rung.spine.record, artifact=stage.record.artifact, notes=stage.record.notes)
+    changed = replace(rung, spine=Stage(spine, stage.folder, stage.key, stage.fresh))
+
+    symmetric = lane.target.numbers().symmetric_activations
+    ranges = calibrated(lane.road, changed, method=choice.method, symmetric=symmetric).record
+
+    def write(into: Path) -> Quantized:
+        made = written(lane, changed, plan=stage.record.plan, ranges=ranges, folder=into, of=of)
+        return msgspec.structs.replace(made, notes=stage.record.notes)
+
+    quantized = lane.road.workspace.stage("quantize", key={"repaired": stage.key}, make=write, kind=Quantized)
+    return Built(changed, quantized, before=(*slow.before, rung.spine.record.artifact))
+
+
+def _bench(lane: Lane, slow: Candidate, *, choice: Static, machine: Device) -> Bench:
+    from edgeexport.quantization.repairs import Bench
+
+    road, numbers = lane.road, lane.target.numbers()
+    feeds = list(road.parity_feeds(slow.rung.spine.record.signature))
+
+    def replan(spine: Path) -> QuantizationPlan:
+        record = msgspec.structs.replace(
+            slow.rung.spine.record, artifact=Artifact(spine.name, "onnx", file_digest(spine), 0, "", "repair")
+        )
+        edited = replace(slow.rung, spine=Stage(record, spine.parent, file_digest(spine), fresh=True))
+        ranges = calibrated(road, edited, method=choice.method, symmetric=numbers.symmetric_activations).record
+        return quantization.plan_quantization(spine, ranges, numbers=numbers, keep_float=choice.keep_float)
+
+    def timed(now: Path, edited: Path) -> float:
+        return _ratio(lane, (now, edited), slow=slow, machine=machine)
+
+    return Bench(replan, lambda spine, plan, out: quantization.quantize(spine, plan, out=out), timed, feeds)
+
+
+def _ratio(lane: Lane, files: tuple[Path, Path], *, slow: Candidate, machine: Device) -> float:
+    """Latency of the second file over that of the first, in turns. Raises DeviceError where it is not valid."""
+    from edgeexport.validation.measure import Subject, measure
+
+    feeds = list(lane.road.parity_feeds(slow.rung.spine.record.signature))
+    options = slow.lowered.record.session_options
+    subjects = [
+        Subject(path.name, path, file_digest(path), RUNTIME, feeds, threads=lane.target.threads, options=options)
+        for path in files
+    ]
+    measured, compared = measure(subjects, device=machine, mode=MODE, progress=lane.road.detail)
+    if not compared:
+        raise DeviceError("; ".join(reason for each in measured for reason in each.reasons))
+    return compared[0].ratio.value
