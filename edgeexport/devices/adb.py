@@ -42,6 +42,8 @@ DEFAULT_PORT = "5037"
 PORT_VARIABLE = "ANDROID_ADB_SERVER_PORT"
 SERIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:\[\]%-]{0,127}")
 MANYLINUX = "manylinux build"
+# What may be asked of programs that are emulated on the device: nothing with a clock in it.
+UNTIMED = ("outputs", "memory", "describe")
 UNPACK_SECONDS = 300.0
 LIBRARIES = ("lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu")
 # What no second try mends, as adb says it.
@@ -122,6 +124,11 @@ class Adb(ShellDevice):
         outputs_to: Path | None = None,
     ) -> dict[str, Any]:
         """Run one job; the answer's environment also holds Android's thermal state and battery, before and after."""
+        if self._runner and job.get("mode") not in UNTIMED:
+            raise DeviceError(
+                f"{self.name}: a {job.get('mode')!r} job asks for times, and {self._runner} emulates: there are none",
+                next_step="measure on an arm64 device, without `?runner=`",
+            )
         watched = job.get("mode") == "time"
         before = self.state() if watched else {}
         answer = super().launch(job, files=files, timeout=timeout, outputs_to=outputs_to)
@@ -129,6 +136,8 @@ class Adb(ShellDevice):
             for when, state in (("before", before), ("after", self.state())):
                 known = {key: value for key, value in state.items() if value is not None}
                 answer["environment"].setdefault(when, {}).update(known)
+        if self._runner and "memory" in answer:
+            answer["memory"]["method"] += ", the emulator's own included"
         if answer.get("runtime_version"):
             answer["runtime_version"] = f"{answer['runtime_version']} ({MANYLINUX})"
         return answer

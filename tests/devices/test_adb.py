@@ -39,6 +39,7 @@ def answers(phone: adbd.Phone, model: Path) -> Answers:
     """What the device answers to one series of requests."""
     files = {"model": str(model), "x": str(model.parent / "x.npy")}
     placed = {**job("time", model), "model": "file:model", "inputs": [{"x": "file:x"}]}
+    endless = {"iterations": 10**9}
     requests: list[dict[str, Any]] = [
         {"verb": "describe", "runtime": "ort"},
         {
@@ -48,8 +49,9 @@ def answers(phone: adbd.Phone, model: Path) -> Answers:
             "timeout": 120,
             "outputs_to": str(model.parent / "there"),
         },
+        {"verb": "run", "job": {**placed, "mode": "memory"}, "files": files, "timeout": 120},
+        {"verb": "run", "job": {**placed, "mode": "memory", "timed": endless}, "files": files, "timeout": 4},
         {"verb": "run", "job": placed, "files": files, "timeout": 120},
-        {"verb": "run", "job": {"mode": "sentinel", "repeats": 10**6}, "timeout": 2},
     ]
     done = phone.inside(sys.executable, "-m", "tests.devices.ask", phone.reference, given=json.dumps(requests))
     assert done.returncode == 0, done.stderr
@@ -75,18 +77,20 @@ def test_outputs_are_those_of_this_machine(model: Path, answers: Answers) -> Non
     np.testing.assert_allclose(there, here, atol=1e-5)
 
 
-def test_heat_and_supply_are_told_before_and_after(answers: Answers) -> None:
-    launch = answers[2]["answer"]
-    assert len(launch["iterations_ns"]) == 20
-    assert launch["runtime_version"].endswith("(manylinux build)")
-    for when in ("before", "after"):
-        moment = launch["environment"][when]
-        assert (moment["thermal_status"], moment["battery_percent"], moment["plugged"]) == (1, 87, True)
+def test_memory_is_told_with_what_it_includes(answers: Answers) -> None:
+    memory = answers[2]["answer"]["memory"]
+    assert memory["peak_bytes"] > memory["before_load_bytes"] > 10 * 2**20
+    assert memory["method"].endswith("the emulator's own included")
+
+
+def test_nothing_is_timed_where_the_program_is_emulated(answers: Answers) -> None:
+    assert answers[4]["error"] == "DeviceError"
+    assert "emulates: there are none" in answers[4]["message"]
 
 
 def test_a_run_that_takes_too_long_is_killed_there(phone: adbd.Phone, answers: Answers) -> None:
     assert answers[3]["error"] == "DeviceError"
-    assert "within 2 s; it was killed" in answers[3]["message"]
+    assert "within 4 s; it was killed" in answers[3]["message"]
     assert phone.left() == []
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert not [line for line in running.splitlines() if str(phone.folder) in line and "job.json" in line]

@@ -15,8 +15,11 @@ from edgeexport import devices
 from edgeexport.devices import adb
 from edgeexport.devices.emulated import root as layout
 from edgeexport.errors import DeviceError, MachineError
+from tests.device_bench.tiny import dense_model, job
+from tests.devices.adbd import DUMPSYS, GETPROP
 from tests.devices.loopback import free_port
 from tests.devices.pretend import Pretended
+from tests.needs import need
 
 pytestmark = pytest.mark.faults
 SENTINEL = {"mode": "sentinel", "repeats": 1}
@@ -68,6 +71,21 @@ def test_a_job_runs_in_the_pushed_root_which_is_pushed_once(phone: Pretended) ->
     assert list((phone.folder / "home/tmp").glob("root-*/ready"))
     assert not list((phone.folder / "home/tmp/files").glob("*.tar"))
     _clean(phone)
+
+
+def test_heat_and_supply_are_told_before_and_after(phone: Pretended, tmp_path: Path) -> None:
+    need("ort")
+    phone.program("getprop", GETPROP)
+    phone.program("dumpsys", DUMPSYS)
+    asked = {**job("time", dense_model(tmp_path / "m.onnx")), "model": "file:model", "inputs": [{"x": "file:x"}]}
+    device = _connect(phone)
+    launch = device.run(asked, files={"model": tmp_path / "m.onnx", "x": tmp_path / "x.npy"}, timeout=60)
+    assert launch["runtime_version"].endswith("(manylinux build)")
+    for when in ("before", "after"):
+        moment = launch["environment"][when]
+        assert (moment["thermal_status"], moment["battery_percent"], moment["plugged"]) == (1, 87, True)
+    assert device.describe().os == "android"
+    assert device.describe().product == "Test Phone"
 
 
 @pytest.mark.parametrize(
