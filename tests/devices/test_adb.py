@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgeexport import devices
+from tests.bundles.making import make
 from tests.device_bench.tiny import dense_model, job
 from tests.devices import adbd
 from tests.needs import need
@@ -42,13 +42,7 @@ def answers(phone: adbd.Phone, model: Path) -> Answers:
     endless = {"iterations": 10**9}
     requests: list[dict[str, Any]] = [
         {"verb": "describe", "runtime": "ort"},
-        {
-            "verb": "run",
-            "job": {**placed, "mode": "outputs"},
-            "files": files,
-            "timeout": 120,
-            "outputs_to": str(model.parent / "there"),
-        },
+        {"verb": "bundle", "bundle": str(make(model.parent / "bundle")), "timed": False},
         {"verb": "run", "job": {**placed, "mode": "memory"}, "files": files, "timeout": 120},
         {"verb": "run", "job": {**placed, "mode": "memory", "timed": endless}, "files": files, "timeout": 4},
         {"verb": "run", "job": placed, "files": files, "timeout": 120},
@@ -70,11 +64,11 @@ def test_the_device_has_no_python_and_is_called_what_it_is(phone: adbd.Phone, an
     assert "asimddp" not in facts["features"]
 
 
-def test_outputs_are_those_of_this_machine(model: Path, answers: Answers) -> None:
-    assert answers[1]["answer"]["outputs"]
-    devices.get("local").run(job("outputs", model), timeout=60, outputs_to=model.parent / "here")
-    there, here = (np.load(model.parent / name / "0.0.npy") for name in ("there", "here"))
-    np.testing.assert_allclose(there, here, atol=1e-5)
+def test_a_bundle_gives_its_goldens_there(answers: Answers) -> None:
+    record = answers[1]["answer"]
+    assert record["valid"]
+    assert record["goldens"] == 2
+    assert record["worst"] <= 1
 
 
 def test_memory_is_told_with_what_it_includes(answers: Answers) -> None:

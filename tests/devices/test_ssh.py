@@ -15,10 +15,10 @@ import pytest
 
 from edgeexport import devices
 from edgeexport.errors import DeviceError, MissingExtra
-from edgeexport.records.base import file_digest
 from edgeexport.records.target import load_target
-from edgeexport.validation.measure import Subject, measure
+from tests.bundles.making import make
 from tests.device_bench.tiny import dense_model, job
+from tests.devices.bundles import run_bundle
 from tests.devices.sshd import Sshd
 from tests.needs import ROOT, need
 
@@ -147,18 +147,15 @@ def test_the_python_is_found_or_its_lack_told(server: Sshd) -> None:
     assert found.run({"mode": "describe"}, timeout=60)["python"].startswith("3.")
 
 
-def test_a_model_is_measured_there_like_anywhere(server: Sshd, tmp_path: Path) -> None:
+def test_a_bundle_gives_its_goldens_there_and_is_measured(server: Sshd, tmp_path: Path) -> None:
     need("ort")
-    _, files = _placed(tmp_path, "outputs")
-    subject = Subject(
-        label="dense",
-        path=files["model"],
-        digest=file_digest(files["model"]),
-        runtime="ort",
-        inputs=[{"x": np.load(files["x"])}],
-    )
     device = devices.get(server.reference(python=sys.executable))
-    measured, _ = measure([subject], device=device, mode="smoke")
-    assert measured[0].conditions.device == "ssh://board"
-    assert not any("failed" in reason for reason in measured[0].reasons)
-    assert measured[0].memory is not None or not measured[0].valid
+    record = run_bundle(device, make(tmp_path), timed=True)
+    assert record["goldens"] == 2
+    assert record["worst"] <= 1
+    measured = record["measurement"]
+    assert measured["conditions"]["device"] == "ssh://board"
+    assert measured["conditions"]["bench_digest"] == device.describe().bench_digest
+    # Whether this machine is quiet enough to be measured on is not this test's affair.
+    assert measured["valid"] == (measured["latency"] is not None) == (not measured["reasons"])
+    assert not [reason for reason in measured["reasons"] if "failed" in reason]
