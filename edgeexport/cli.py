@@ -65,7 +65,7 @@ def demo(out: Path, as_json: bool) -> None:
 @commands.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @target_option
-@click.option("--device", help="Where to measure: `local` (default where it can judge the target) or `none`.")
+@click.option("--device", help="Where to measure: `local` (the default), `ssh://USER@HOST`, `adb://SERIAL`, or `none`.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeexport.devices.emulated.presets import Preset
 from edgeexport.devices.emulated.root import PYTHON
+from edgeexport.devices.protocol import pinned_environment
 
 
 def command(root: Path, preset: Preset, *, plugin: tuple[str, ...] = ()) -> list[str]:
@@ -25,9 +26,7 @@ def command(root: Path, preset: Preset, *, plugin: tuple[str, ...] = ()) -> list
 def environment(root: Path, *, site: str, threads: int) -> dict[str, str]:
     """Return the guest's environment; `site`: the folder of packages it may import, empty for the host's own."""
     libraries = ":".join(str(path) for lib in ("usr/lib", "lib") for path in (root / "qemu" / lib).glob("*-linux-gnu"))
-    pinned = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     paths = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LD_LIBRARY_PATH": libraries}  # noqa: S108 - the guest's
-    fixed = {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     found = str(root / site) if site else os.environ.get("PYTHONPATH", "")
     packages = {"PYTHONPATH": found} if found else {}
-    return {**paths, **pinned, **fixed, **packages}
+    return {**paths, **pinned_environment(threads), **packages}
