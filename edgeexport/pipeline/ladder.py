@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, TypeAlias
 
+from edgeexport.pipeline.encoders import half_form, is_encoder, linear_forms
 from edgeexport.pipeline.forms import Static, static_form
 from edgeexport.pipeline.lower import Candidate, Form, Lane, candidate, fp32_candidate
 from edgeexport.pipeline.repairing import repaired
@@ -35,11 +36,28 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
 
 
 def _reduced(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate | Rung]:
-    """Yield the reduced forms of one rung."""
+    """Yield the reduced forms of one rung: static int8 and its remedies, those of linear layers, float16."""
+    if is_encoder(rung):
+        yield from _each(lane, linear_forms(lane, rung))
+    fault = yield from _static_int8(lane, rung, step=step)
+    if not is_encoder(rung) and fault in {"unbuilt", "accuracy"}:
+        yield from _each(lane, linear_forms(lane, rung))
+    yield from _each(lane, half_form(lane, rung))
+
+
+def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
+    """Yield the static int8 forms; return how the last one failed."""
     found: list[Candidate] = []
     fault = yield from _tried(lane, _plain(lane, rung, step=step), found=found)
     if fault == "speed":
         yield from _tried(lane, _faster(lane, rung, step=step, slow=found[-1]), found=found)
+    return fault
+
+
+def _each(lane: Lane, forms: Iterable[Form]) -> Iterator[Candidate | Rung]:
+    """Yield all forms, however the one before failed: they differ in every respect."""
+    for form in forms:
+        yield candidate(lane, form)
 
 
 def _tried(lane: Lane, forms: Iterable[Form], *, found: list[Candidate]) -> Climb:

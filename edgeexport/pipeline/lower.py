@@ -112,9 +112,14 @@ def fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
 
 def _unbuilt(lane: Lane, rung: TorchRung, *, name: str, error: EdgeExportError) -> Rung:
     """The row of what could not be built: it shows the spine that it would have been made from."""
-    form: Literal["fp32", "int8"] = "fp32" if name == f"{rung.name} fp32" else "int8"
+    form = form_of(name)
     reason = f"{form} cannot be built: {error}"
     return Rung(name, form, lane.target.name, rung.spine.record.artifact, "rolled back", reason)
+
+
+def form_of(name: str) -> Literal["fp32", "fp16", "int8"]:
+    """Tell from a form's name what numbers its file holds: "source fp32", "pruned fp16", "source int8 minmax"."""
+    return "fp32" if name.endswith(" fp32") else "fp16" if name.endswith(" fp16") else "int8"
 
 
 def baseline(lane: Lane) -> Candidate:
@@ -140,7 +145,7 @@ def _gated(
     """Score a converted file on the selection split and write its row, with the first gate that does not hold."""
     row = Rung(
         name=name,
-        form="int8" if quantized else "fp32",
+        form=form_of(name),
         target=lane.target.name,
         artifact=lowered.record.artifact,
         status="kept",

@@ -14,14 +14,15 @@ from edgeexport.records.verdict import Drop, Score, Verdict
 class Rung(Record):
     """One step of the ladder.
 
-    name: e.g. "source", "distilled", "pruned 1", "int8 minmax". form: "torch", "fp32", "int8". target: None for rungs
+    name: e.g. "source", "distilled", "pruned 1", "int8 minmax". form: "torch", "fp32", "int8" (layers left in
+    float included), "fp16". target: None for rungs
     that all targets share. status: "kept", "rolled back" (its gate failed), "shipped" (in the target's bundle),
     "not chosen" (held, but another rung is better). reason: one sentence for everything but "kept".
     parity: against the rung below. score, drop: on the selection split, against the source.
     """
 
     name: str
-    form: Literal["torch", "fp32", "int8"]
+    form: Literal["torch", "fp32", "int8", "fp16"]
     target: str | None
     artifact: Artifact
     status: Literal["kept", "rolled back", "shipped", "not chosen"]

@@ -1,0 +1,56 @@
+"""Forms beyond static int8: those of linear layers, float16, and what the ladder says of them."""
+
+from __future__ import annotations
+
+import platform
+
+ENCODER = """
+import torch
+from torch import nn
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(8, 64)
+        self.norm = nn.LayerNorm(64)
+        self.wide, self.narrow, self.head = nn.Linear(64, 128), nn.Linear(128, 64), nn.Linear(64, 10)
+
+    def forward(self, image):
+        x = self.embed(image.squeeze(1))
+        x = x + self.narrow(torch.relu(self.wide(self.norm(x))))
+        return self.head(x.mean(dim=1))
+
+
+def net():
+    torch.manual_seed(0)
+    return Encoder()
+"""
+
+
+def _rows(desk, target="linux-arm64"):
+    return {row["name"]: row for row in desk.record()["rungs"] if row["target"] == target}
+
+
+def test_an_encoder_ships_the_form_of_its_linear_layers_that_numbers_chose(desk):
+    desk.write("models.py", ENCODER)
+    assert desk.run() == 0
+    rows = _rows(desk)
+    shipped = next(row for row in rows.values() if row["status"] == "shipped")
+    assert shipped["name"].split()[1:3] in (["int8", "static"], ["int8", "dynamic"], ["int8", "blockwise"])
+    assert any("cosine" in note for note in shipped["notes"])
+    assert not any("minmax" in name for name in rows)
+
+
+def test_what_int8_cannot_hold_ships_in_float16_where_the_cpu_computes_it(desk):
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax"]\nkeep_float = []')
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 0.0\nmax_size_mb = 0.07\n\n[[step]]")
+    target = 'title = "board"\nruntime = "ort"\nformat = "onnx"\narch = "aarch64"\nfeatures = ["asimdhp", "fphp"]\n'
+    assert desk.run(target=str(desk.write("half.toml", target))) == 0
+    rows = _rows(desk, "half")
+    assert rows["source fp16"]["status"] == "shipped"
+    assert rows["source fp16"]["form"] == "fp16"
+    assert rows["source fp16"]["artifact"]["bytes"] < 0.6 * 121_000
+    plain = f'title = "here"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n'
+    assert desk.run("--device", "none", target=str(desk.write("plain.toml", plain))) in {0, 1}
+    assert "source fp16" not in _rows(desk, "plain")
