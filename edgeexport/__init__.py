@@ -37,6 +37,8 @@ _PUBLIC = {
     "measure": _VERBS,
     "pack": "edgeexport.bundles.pack",
     "verify": "edgeexport.bundles.verify",
+    "bench": "edgeexport.benchmark",
+    "tune": "edgeexport.benchmark",
     "TrainingData": "edgeexport.training",
 }
 

@@ -173,6 +173,57 @@ def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], a
     show_inspection(record, as_json=as_json)
 
 
+@commands.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--device", "on", multiple=True, default=("local",), show_default=True, help="Where. Repeatable.")
+@click.option("--mode", type=click.Choice(["smoke", "brief", "quick", "official"]), default="quick", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; else the bundle's own, or 1.")
+@click.option(
+    "--samples", type=click.Path(path_type=Path), help="An .npz of inputs; else a bundle's goldens, or noise."
+)
+@click.option("--throughput", is_flag=True, help="Sweep batch and threads as well.")
+@click.option("--gate", help="Exit 1 if worse by more than this, `5%`, than --against.")
+@click.option("--against", type=click.Path(path_type=Path), help="The file whose last record the gate compares with.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file that the record is appended to.")
+@json_option
+def bench(models: tuple[Path, ...], *, as_json: bool, **choices: Any) -> None:
+    """Measure bundles or model files, interleaved; each later one is compared with the first."""
+    from edgeexport.benchmark.front import bench_files
+    from edgeexport.terminal import Display, show_bench
+
+    with Display() as display, redirect_stdout(sys.stderr):
+        found = bench_files(models, progress=display, **choices)
+    show_bench(found.record, found.gated, as_json=as_json)
+    found.raise_faults()
+
+
+@commands.command()
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True)
+def report(records: tuple[Path, ...], out: Path) -> None:
+    """Draw RECORDS of `bench` on one offline page: launches, latency over time, memory, operators."""
+    from edgeexport.benchmark.front import draw
+
+    draw(records, out)
+    click.echo(f"report  {out}")
+
+
+@commands.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", "on", default="local", show_default=True, help="Where to measure.")
+@click.option("--mode", type=click.Choice(["brief", "quick", "official"]), default="brief", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="The new bundle; else NAME.tuned.bundle beside it.")
+@json_option
+def tune(bundle: Path, *, out: Path | None, as_json: bool, **choices: Any) -> None:
+    """Find the fastest threads, arena and optimization level for BUNDLE on a device; write them into a new bundle."""
+    from edgeexport.benchmark import tune as tune_bundle
+    from edgeexport.terminal import Display, show_tuning
+
+    with Display() as display:
+        tuning = tune_bundle(bundle, out=out or bundle.with_suffix(".tuned.bundle"), progress=display, **choices)
+    show_tuning(tuning, as_json=as_json)
+
+
 def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:
     """Show a run, then raise CheckFailed when a target has no bundle."""
     from edgeexport.terminal import show_run

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
+    from edgeexport.records.benchmark import BenchRecord, Entry, Gated, Tuning
     from edgeexport.records.device import Reachability
     from edgeexport.records.inspection import Inspection
     from edgeexport.records.manifest import Verification
@@ -240,6 +241,56 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
             _print_line(screen, line)
         if rows := island_rows(found):
             screen.print(_table(("float island", "where", "cost", "cause"), rows))
+
+
+@printing()
+def show_bench(record: BenchRecord, gated: Sequence[Gated], *, as_json: bool) -> None:
+    """Show each model's figures, how it compares with the first, and what the gate says."""
+    if as_json:
+        _print_json({"record": record, "gated": gated} if gated else record)
+        return
+    rows = [_bench_row(entry) for entry in record.entries]
+    console().print(_table(("model", "device", "ms [95 %]", "p90", "load ms", "first ms", "peak MB", "status"), rows))
+    for each in record.compared:
+        ratio = each.comparison.ratio
+        between = f" [{ratio.low:.3g}, {ratio.high:.3g}]" if ratio.low is not None and ratio.high is not None else ""
+        click.echo(f"{each.candidate} takes {ratio.value:.3g}{between} of {each.baseline}: {each.comparison.claim}")
+    for entry in record.entries:
+        for line in entry.throughput:
+            rate = f"{line.samples_per_second:.4g} samples a second"
+            click.echo(f"{entry.measurement.label}: {line.threads} threads, batch {line.batch}: {rate}")
+        for text in (*entry.measurement.reasons, *entry.measurement.warnings):
+            click.echo(f"{entry.measurement.label}: {text}", err=True)
+    for figure in gated:
+        told = f"{figure.state:9} {figure.label}: {figure.what} {figure.ratio.value:.3g} times that of the record"
+        click.echo(f"{told}{'; ' if figure.reason else ''}{figure.reason}")
+
+
+def _bench_row(entry: Entry) -> Sequence[str]:
+    found = entry.measurement
+    if found.latency is None:
+        return found.label, entry.device, "–", "–", "–", "–", "–", "invalid: " + "; ".join(found.reasons)
+    at, tail = found.latency.median_ms, found.latency.p90_ms
+    between = f" [{at.low:.4g}, {at.high:.4g}]" if at.low is not None and at.high is not None else ""
+    peak = f"{found.memory.peak_bytes / 1e6:.1f}" if found.memory is not None else "–"
+    times = f"{found.latency.load_ms:.3g}", f"{found.latency.first_ms:.3g}"
+    shown = f"{at.value:.4g}{between}", f"{tail:.4g}" if tail is not None else "–"
+    return found.label, entry.device, *shown, *times, peak, "valid"
+
+
+@printing()
+def show_tuning(tuning: Tuning, *, as_json: bool) -> None:
+    """Show what was tried, what was kept, and the new bundle."""
+    if as_json:
+        _print_json(tuning)
+        return
+    rows = []
+    for trial in tuning.trials:
+        ratio = "–" if trial.ratio is None else f"{trial.ratio.value:.3g}"
+        told = "kept" if trial.kept else trial.claim or f"invalid: {trial.reason}"
+        rows.append((trial.setting, trial.value, ratio, told))
+    console().print(_table(("setting", "value", "time, as a share", "result"), rows))
+    click.echo(f"bundle  {tuning.out}" if tuning.changed else "nothing is faster than the bundle's own settings")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

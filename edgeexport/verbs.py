@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Converted, Feeds
     from edgeexport.training import TrainingData
 
-SUFFIX_RUNTIMES = {".onnx": "ort", ".ort": "ort", ".tflite": "litert"}
-
 
 def distill(
     student: nn.Module,
@@ -154,7 +152,7 @@ def compare(
     from edgeexport.runtimes.protocol import adapt_feeds, adapt_outputs
     from edgeexport.validation.compare import compare_sessions
 
-    left, right = (runtimes.get(_runtime(path)).open(Path(path)) for path in (reference, candidate))
+    left, right = (runtimes.get(runtimes.for_file(path)).open(Path(path)) for path in (reference, candidate))
 
     def run_candidate(feeds: Feeds) -> dict[str, Any]:
         own = right.run(adapt_feeds(feeds, left.signature, to=right.signature))
@@ -185,13 +183,13 @@ def measure(
     from edgeexport.runtimes.protocol import adapt_feeds
     from edgeexport.validation import measure as measuring
 
-    sessions = [runtimes.get(_runtime(path)).open(Path(path)) for path in models]
+    sessions = [runtimes.get(runtimes.for_file(path)).open(Path(path)) for path in models]
     subjects = [
         measuring.Subject(
             label=Path(path).name,
             path=Path(path),
             digest=file_digest(Path(path)),
-            runtime=_runtime(path),
+            runtime=runtimes.for_file(path),
             inputs=[adapt_feeds(feeds, sessions[0].signature, to=session.signature) for feeds in samples],
             threads=threads,
         )
@@ -202,16 +200,6 @@ def measure(
 
 def _target(target: Target | str) -> Target:
     return load_target(target) if isinstance(target, str) else target
-
-
-def _runtime(path: Path | str) -> str:
-    from edgeexport.errors import RequestError
-
-    suffix = Path(path).suffix
-    if suffix not in SUFFIX_RUNTIMES:
-        known = ", ".join(SUFFIX_RUNTIMES)
-        raise RequestError(f"{path}: no runtime opens a {suffix or 'nameless'} file", next_step=f"known: {known}")
-    return SUFFIX_RUNTIMES[suffix]
 
 
 def _digest_of(feeds: Sequence[Feeds]) -> str:

@@ -17,6 +17,10 @@ manifest = json.load(open("manifest.json"))
 wanted = manifest["session_options"]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = manifest["target"]["threads"]
+options.enable_cpu_mem_arena = wanted.get("enable_cpu_mem_arena", True)
+level = wanted.get("graph_optimization_level", "all").upper()
+level = "ORT_DISABLE_ALL" if level == "DISABLE" else "ORT_ENABLE_" + level
+options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
 for key, value in wanted.get("config_entries", {}).items():
     options.add_session_config_entry(key, value)
 session = onnxruntime.InferenceSession(manifest["model"], options, providers=["CPUExecutionProvider"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,12 +19,13 @@ import msgspec
 from edgeexport.bundles import npy
 from edgeexport.bundles.container import write
 from edgeexport.bundles.instructions import instructions
-from edgeexport.bundles.read import MANIFEST
+from edgeexport.bundles.read import MANIFEST, unpack
 from edgeexport.bundles.verify import check
 from edgeexport.errors import CorruptFile, ModelError, RequestError
 from edgeexport.records.artifact import Signature
 from edgeexport.records.base import digest, to_json
 from edgeexport.records.manifest import FORMAT_VERSION, FileEntry, Golden, Manifest
+from edgeexport.records.measurement import Measurement
 from edgeexport.records.target import Tolerance
 from edgeexport.workspace import publish
 
@@ -68,12 +70,47 @@ def pack(out: Path, draft: Manifest, *, parts: Parts) -> Manifest:
         draft, format_version=FORMAT_VERSION, model=place, model_digest=digest(model), goldens=goldens
     )
     files |= _texts(filled, parts.report)
+    return _written(filled, files, out=out)
+
+
+def _written(draft: Manifest, files: Mapping[str, bytes], *, out: Path) -> Manifest:
+    """Complete a manifest with its files, check the whole as a reader would, and give it its name."""
     entries = {name: FileEntry(digest(data), len(data)) for name, data in sorted(files.items())}
-    manifest = msgspec.structs.replace(filled, files=entries)
+    manifest = msgspec.structs.replace(draft, files=entries)
     content = write({MANIFEST: to_json(manifest), **dict(sorted(files.items()))})
     _check_own(content, out)
     publish(out, content)
     return manifest
+
+
+def reopened(
+    path: Path,
+    out: Path,
+    *,
+    threads: int,
+    options: Mapping[str, Any],
+    measurement: Measurement | None,
+    record: Any,
+) -> Manifest:
+    """Write a bundle as `out` with other threads and session options; model, goldens and records stay as they are.
+
+    measurement: with the new settings; those with the old ones are dropped, the verdict stays that of the old ones.
+    record: why, kept as records/tuning.json. Raises CorruptFile when `path` is not what was packed.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeexport-reopen-") as name:
+        folder = Path(name) / "bundle"
+        old = unpack(path, folder)
+        files = {entry: (folder / entry).read_bytes() for entry in old.files}
+    changed = msgspec.structs.replace(
+        old,
+        target=msgspec.structs.replace(old.target, threads=threads),
+        session_options=dict(options),
+        measurement=measurement,
+        source_measurement=None,
+        comparison=None,
+    )
+    files |= {"records/tuning.json": to_json(record), "README.txt": instructions(changed).encode()}
+    return _written(changed, files, out=out)
 
 
 def golden_tolerance(

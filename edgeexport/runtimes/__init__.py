@@ -6,6 +6,7 @@ The rule: a runtime never imports another, and none is loaded before it is asked
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from edgeexport.errors import RequestError
 from edgeexport.runtimes.protocol import Runtime
@@ -15,6 +16,19 @@ RUNTIMES = {
     "ort": "edgeexport.runtimes.ort",
     "litert": "edgeexport.runtimes.litert",
 }
+
+
+# What opens a file of this kind.
+SUFFIXES = {".onnx": "ort", ".ort": "ort", ".tflite": "litert"}
+
+
+def for_file(path: Path | str) -> str:
+    """Return the name of the runtime that opens a model file, by its suffix. Raises RequestError."""
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise RequestError(f"{path}: no runtime opens a {suffix or 'nameless'} file", next_step=f"known: {known}")
+    return SUFFIXES[suffix]
 
 
 def names() -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def _take_memory(turn: Turn, device: Device, *, plan: Plan) -> None:
 
     The largest peak counts: a limit that it holds is held by the others too.
     """
-    if turn.failure:
+    if turn.failure or not plan.memory_launches:
         return
     job, timeout = {**turn.job, "mode": "memory"}, START_SECONDS + 3 * plan.cap_seconds
     try:

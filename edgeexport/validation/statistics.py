@@ -70,6 +70,23 @@ def paired_ratio(candidate: Sequence[Floats], baseline: Sequence[Floats], *, see
     return _widened(ratios, np.median(drawn, axis=1))
 
 
+def unpaired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Interval:
+    """Return candidate / baseline of launch medians from two sessions, which do not pair.
+
+    The estimate is Hodges and Lehmann's. The interval is the rank-sum test's, turned round (Bauer 1972): the k-th
+    smallest and largest of all ratios, k by the normal approximation. Below 6 launches on either side: no bounds.
+    """
+    import numpy as np
+
+    ratios = np.sort(np.divide.outer(np.asarray(candidate, float), np.asarray(baseline, float)), axis=None)
+    value, count, other = float(np.median(ratios)), len(candidate), len(baseline)
+    if min(count, other) < LEAST_LAUNCHES:
+        return Interval(value)
+    pairs = count * other
+    rank = max(1, math.floor(pairs / 2 - 1.96 * math.sqrt(pairs * (count + other + 1) / 12)))
+    return Interval(value, float(ratios[rank - 1]), float(ratios[pairs - rank]))
+
+
 def claim(ratio: Interval, *, drift: float) -> Claim:
     """Return what a ratio shows: its interval must exclude 1, and its effect exceed 2 % and the sentinel's drift."""
     if ratio.low is None or ratio.high is None or abs(ratio.value - 1) <= max(LEAST_EFFECT, drift):

@@ -20,6 +20,11 @@ BENCHMARKS = {
     "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
     "peers": "quantize_static, Olive, NNCF and edgeexport side by side: accuracy, size, speed, memory, lines",
     "resnet56-ptq": "ResNet-56 in int8: size and speed against fp32 and the best peer",
+    "timing-truth": "our mean against onnxruntime_test and litert-benchmark on the same files",
+    "aa": "200 comparisons of a model with itself under changing load: differences claimed",
+    "planted": "planted slow-downs of 5 and 10 %: how often they are found",
+    "throttle": "simulated steady and throttling machines, and spinning processes: what is flagged",
+    "memory-truth": "known allocations of 10 to 500 MB under a fat parent",
 }
 PACKAGES = ("torch", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "numpy")
 

@@ -1,0 +1,42 @@
+"""Other programs: processes that spin, of our own, started and stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """Keep `count` processes spinning."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def changing_load(seed: int, *, most: int) -> Iterator[None]:
+    """Start and stop up to `most` spinning processes at random, for 0.3 to 4 seconds each time."""
+    done, rng = threading.Event(), np.random.default_rng(seed)
+
+    def change() -> None:
+        while not done.is_set():
+            with spinning(int(rng.integers(0, most + 1))):
+                done.wait(float(rng.uniform(0.3, 4.0)))
+
+    thread = threading.Thread(target=change, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,52 @@
+"""Planted slow-downs of 5 % and 10 %: a busy loop in the model's session, and how often `measure` says "slower"."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeexport.validation.measure import measure
+from tests.benchmarks.bar import Bar
+from tests.benchmarks.planting import Model, Planting, short_launches
+
+TRIALS = 40
+SHARES = {"5": 0.05, "10": 0.10}
+SECONDS = 470.0
+
+
+def run() -> tuple[dict[str, Any], dict[str, Bar]]:
+    """Measure a model beside itself with 0, 5 and 10 % planted, many times."""
+    short_launches()
+    found: dict[str, list[str]] = {name: [] for name in SHARES}
+    ratios: dict[str, list[float]] = {name: [] for name in SHARES}
+    invalid, began = 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        device, model = Planting(Path(name)), Model.write(Path(name))
+        level = measure([model.subject("level")], device=device)[0][0].latency
+        assert level is not None, "the machine is too noisy to know what 5 % are"
+        planted = {share: round(part * level.median_ms.value * 1e6) for share, part in SHARES.items()}
+        for trial in range(TRIALS):
+            if time.monotonic() - began > SECONDS:
+                break
+            subjects = [model.subject("base"), *(model.subject(key, planted_ns=ns) for key, ns in planted.items())]
+            measured, compared = measure(subjects, device=device, seed=trial)
+            invalid += sum(not each.valid for each in measured)
+            claims = {measured[1 + index].label: each for index, each in enumerate(compared)}
+            for key in SHARES:
+                found[key].append(claims[key].claim if key in claims else "invalid")
+                ratios[key] += [claims[key].ratio.value] if key in claims else []
+            sys.stderr.write(f"trial {trial + 1}: {[values[-1] for values in found.values()]}\n")
+    shares = {key: values.count("slower") / len(values) for key, values in found.items()}
+    figures: dict[str, Any] = {"base_ms": level.median_ms.value, "invalid_measurements": invalid}
+    figures |= {f"found_{key}": shares[key] for key in SHARES}
+    figures |= {f"median_ratio_{key}": statistics.median(values) for key, values in ratios.items() if values}
+    figures |= {"trials": len(found["5"]), "seconds": time.monotonic() - began}
+    return figures, {
+        "found_5": Bar(shares["5"], 0.90, "a slow-down of 5 % is found 9 times in 10", "min"),
+        "found_10": Bar(shares["10"], 0.99, "one of 10 % 99 times in 100", "min"),
+        "trials": Bar(len(found["5"]), TRIALS, "all trials within 8 minutes", "min"),
+    }
