@@ -7,6 +7,7 @@ from edgeexport.quantization.blockwise import quantize_blockwise as quantize_blo
 from edgeexport.quantization.calibrate import calibrate as calibrate
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
+from edgeexport.quantization.equalize import equalize as equalize
 from edgeexport.quantization.half import to_half as to_half
 from edgeexport.quantization.integer import keep_encoder_float as keep_encoder_float
 from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
@@ -14,5 +15,7 @@ from edgeexport.quantization.integer import quantize_static_encoder as quantize_
 from edgeexport.quantization.outliers import split_outliers as split_outliers
 from edgeexport.quantization.plan import plan_quantization as plan_quantization
 from edgeexport.quantization.qdq import quantize as quantize
+from edgeexport.quantization.relearn import correct_biases as correct_biases
+from edgeexport.quantization.relearn import learn_rounding as learn_rounding
 from edgeexport.quantization.repairs import repair as repair
 from edgeexport.quantization.smooth import smooth as smooth
