@@ -67,8 +67,11 @@ def python_of(name: str) -> tuple[Path | None, str]:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return python, ""
     sys.stderr.write(f"{name}: installing into {folder}\n")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    steps = [[sys.executable, "-m", "venv", str(folder)], *([[*pip, *peer.first]] if peer.first else [])]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
+    steps = [
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+        *([[*pip, *peer.first]] if peer.first else []),
+    ]
     for step in [*steps, [*pip, *peer.packages]]:
         try:
             done = subprocess.run(step, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
