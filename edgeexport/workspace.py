@@ -104,6 +104,11 @@ class Workspace:
             record = self._make(folder, make)
         return Stage(record, folder, full, fresh=True)
 
+    def unfinished(self, name: str, *, key: Mapping[str, Any]) -> Path:
+        """Return a folder for what a stage keeps of its work so far; it outlives a kill, and belongs to this key."""
+        full = digest({"stage": name, "key": key, "tool": tool_digest()})
+        return self.path / "unfinished" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
+
     def forget(self, stage: Stage[Any]) -> None:
         """Remove a stored result that must not be used again, such as an invalid measurement."""
         shutil.rmtree(stage.folder, ignore_errors=True)

@@ -57,6 +57,10 @@ class Prepared:
         """Return the target of one sample."""
         return self.samples[self.indices[position]][1]
 
+    def __getitem__(self, position: int) -> Arrays:
+        """Return the feeds of one sample, so that a reader may start at any of them."""
+        return self.feeds(position)
+
     def __iter__(self) -> Iterator[Arrays]:
         """Yield the feeds of every sample, in order."""
         return (self.feeds(position) for position in range(len(self)))

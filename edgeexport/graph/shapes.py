@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 BATCH = "batch"
+_LARGE_BYTES = 65_536
 
 
 def signature(model: ModelProto) -> Signature:
@@ -37,10 +38,30 @@ def free_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Return a copy with the type and shape of every tensor ONNX can infer in `value_info`. Raises ModelError."""
+    import onnx
+
+    inferred = _inferred(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for field in ("value_info", "output", "input"):
+        mine = getattr(copy.graph, field)
+        del mine[:]
+        mine.extend(getattr(inferred.graph, field))
+    return copy
+
+
+def _inferred(model: ModelProto) -> ModelProto:
+    """Infer over the graph without its large weights, which tell no shape and take long to copy."""
+    import onnx
     from onnx import shape_inference
 
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        if len(tensor.raw_data) > _LARGE_BYTES:
+            tensor.ClearField("raw_data")
     try:
-        return shape_inference.infer_shapes(model, data_prop=True)
+        return shape_inference.infer_shapes(light, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise ModelError(f"shapes of the model cannot be inferred: {error}") from error
 
@@ -128,7 +149,7 @@ def with_input_shapes(model: ModelProto, inputs: Mapping[str, tuple[int | str, .
 
 def tensor_types(model: ModelProto) -> dict[str, ValueInfoProto]:
     """Return tensor name → type and shape, for inputs, outputs and all that can be inferred."""
-    inferred = infer_shapes(model).graph
+    inferred = _inferred(model).graph
     return {value.name: value for value in (*inferred.value_info, *inferred.output, *inferred.input)}
 
 

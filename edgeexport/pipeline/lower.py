@@ -22,6 +22,7 @@ from edgeexport.records.artifact import Artifact, Signature
 from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
 from edgeexport.records.ranges import Ranges
+from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Lowered, Quantized
 from edgeexport.records.target import Target
@@ -203,26 +204,28 @@ def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> 
     """Collect the ranges of a spine's tensors over the calibration split."""
     spine = rung.spine.record
     path = rung.spine.folder / spine.artifact.path
+    step = next((step for step in road.recipe.step if isinstance(step, Quantize)), None)
+    collected = {
+        "spine": spine.artifact.digest,
+        "symmetric": symmetric,
+        "versions": versions("numpy", "onnxruntime", "onnx"),
+        **road.data_key("calibration"),
+    }
 
     def make(_: Path) -> Ranges:
         road.progress(f"calibrate {rung.name} ({method})", 0.0)
         return quantization.calibrate(
             path,
-            calibration_feeds(road, rung),
+            road.prepared("calibration", spine.signature),
             method=method,
             symmetric=symmetric,
             samples_digest=road.splits.calibration.digest,
             progress=road.detail,
+            memory_limit_mb=step.memory_limit_mb if step else None,
+            state=road.workspace.unfinished("calibrate", key={**collected, "minmax": method == "minmax"}),
         )
 
-    key = {
-        "spine": spine.artifact.digest,
-        "method": method,
-        "symmetric": symmetric,
-        "versions": versions("numpy", "onnxruntime", "onnx"),
-        **road.data_key("calibration"),
-    }
-    return road.workspace.stage("calibrate", key=key, make=make, kind=Ranges)
+    return road.workspace.stage("calibrate", key={**collected, "method": method}, make=make, kind=Ranges)
 
 
 def _lowered(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None) -> Stage[Lowered]:

@@ -1,12 +1,15 @@
 """How ranges are chosen from what was seen: min-max, percentile, entropy, least squared error.
 
-The rule: a method only narrows the extremes that were seen, never widens them. The histogram methods try thresholds t
-and keep [max(low, -t), min(high, t)]; exact zeros stand apart, since every range represents zero without error.
+The rule: a method only narrows the extremes that were seen, never widens them. Entropy and squared error try every edge
+of a bin as threshold t and keep [max(low, -t), min(high, t)]; exact zeros stand apart, since every range represents
+zero without error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeexport.quantization.histogram import HALF, Histogram
@@ -15,12 +18,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Floats = NDArray[np.float64]
+    Integers = NDArray[np.int64]
+
 PERCENTILE = 99.999
 LEVELS = 256
-# Thresholds tried, as parts of the largest magnitude.
-_STEPS = 128
-_LEAST_STEP = _STEPS // 8
+# The least threshold tried, as a part of the largest magnitude.
+_LEAST = 1 / 8
 _UNLIKELY = 1e-7
+_BLOCK = 512
 
 Limits = tuple[float, float]
 
@@ -66,57 +72,90 @@ METHODS: dict[str, Callable[[Histogram, Limits], Limits]] = {
 }
 
 
-def _best(histogram: Histogram, seen: Limits, *, cost: Callable[[Histogram, Limits], float]) -> Limits:
+@dataclass(frozen=True)
+class _Windows:
+    """Candidates, the widest first: threshold in bins, first bin inside, first bin beyond, at least LEVELS apart."""
+
+    threshold: Integers
+    first: Integers
+    last: Integers
+
+
+def _best(histogram: Histogram, seen: Limits, *, cost: Callable[[Histogram, _Windows, Limits], Floats]) -> Limits:
     """Return the candidate of least cost; of equals the widest."""
-    chosen, least = seen, float("inf")
-    for candidate in _candidates(seen):
-        price = cost(histogram, candidate)
-        if price < least:
-            chosen, least = candidate, price
-    return chosen
+    import numpy as np
+
+    windows = _windows(histogram, seen)
+    if not windows.threshold.size or not histogram.counts.any():
+        return seen
+    threshold = float(windows.threshold[int(np.argmin(cost(histogram, windows, seen)))]) * histogram.width
+    return max(seen[0], -threshold), min(seen[1], threshold)
 
 
-def _candidates(seen: Limits) -> Iterator[Limits]:
+def _windows(histogram: Histogram, seen: Limits) -> _Windows:
+    import numpy as np
+
     low, high = seen
-    largest = max(-low, high)
-    for step in range(_STEPS, _LEAST_STEP - 1, -1):
-        threshold = largest * step / _STEPS
-        yield max(low, -threshold), min(high, threshold)
+    widest = math.ceil(max(-low, high) / histogram.width)
+    threshold = np.arange(widest, math.ceil(widest * _LEAST) - 1, -1, dtype=np.int64)
+    first = np.maximum(math.floor(low / histogram.width), -threshold) + HALF
+    last = np.minimum(math.ceil(high / histogram.width), threshold) + HALF
+    wide = last - first >= LEVELS
+    return _Windows(threshold[wide], first[wide], last[wide])
 
 
-def _divergence(histogram: Histogram, limits: Limits) -> float:
+def _divergence(histogram: Histogram, windows: _Windows, _: Limits) -> Floats:
+    """Return the divergence of every candidate, by running sums: each takes LEVELS steps, not one for each bin.
+
+    The clipped values count in the outermost bins of the real distribution; a level spreads its mass evenly over those
+    of its bins that hold anything; where the quantized distribution has nothing, it is taken as _UNLIKELY.
+    """
     import numpy as np
 
-    first, last = _window(histogram, limits)
-    inside = histogram.counts[first:last].astype(np.float64)
-    real = inside.copy()
-    real[0] += histogram.counts[:first].sum()
-    real[-1] += histogram.counts[last:].sum()
-    if not inside.any():
-        return float("inf")
-    starts = (np.arange(LEVELS) * len(inside)) // LEVELS
-    used = np.repeat(np.add.reduceat((inside > 0).astype(np.float64), starts), np.diff([*starts, len(inside)]))
-    mass = np.repeat(np.add.reduceat(inside, starts), np.diff([*starts, len(inside)]))
-    quantized = np.where(inside > 0, mass / np.maximum(used, 1.0), 0.0) / inside.sum()
-    real = real / real.sum()
-    there = real > 0
-    return float(np.sum(real[there] * np.log(real[there] / np.maximum(quantized[there], _UNLIKELY))))
+    counts = histogram.counts.astype(np.float64)
+    mass, used, plogp = (_running(each) for each in (counts, counts > 0, _xlogx(counts)))
+    found = []
+    for start in range(0, len(windows.threshold), _BLOCK):
+        first, last = windows.first[start : start + _BLOCK], windows.last[start : start + _BLOCK]
+        edges = first[:, None] + (np.arange(LEVELS + 1) * (last - first)[:, None]) // LEVELS
+        inside = mass[last] - mass[first]
+        level = np.diff(mass[edges], axis=1)
+        share = level / np.maximum(np.diff(used[edges], axis=1), 1.0) / np.maximum(inside, 1.0)[:, None]
+        likely = np.log(np.maximum(share, _UNLIKELY))
+        real, quantized = plogp[last] - plogp[first], (level * likely).sum(axis=1)
+        ends = ((first, mass[first], likely[:, 0]), (last - 1, mass[-1] - mass[last], likely[:, -1]))
+        for end, clipped, logarithm in ends:
+            real += _xlogx(counts[end] + clipped) - _xlogx(counts[end])
+            quantized += clipped * np.where(counts[end] > 0, logarithm, math.log(_UNLIKELY))
+        found.append(np.where(inside > 0, (real - quantized) / mass[-1] - math.log(mass[-1]), np.inf))
+    return np.concatenate(found)
 
 
-def _window(histogram: Histogram, limits: Limits) -> tuple[int, int]:
-    """Return the first bin within `limits` and the one after the last, at least LEVELS apart."""
-    low, high = limits
-    first = int(low // histogram.width) + HALF
-    last = max(int(-(-high // histogram.width)) + HALF, first + LEVELS)
-    return max(min(first, 2 * HALF - LEVELS), 0), min(last, 2 * HALF)
-
-
-def _squared_error(histogram: Histogram, limits: Limits) -> float:
+def _squared_error(histogram: Histogram, windows: _Windows, seen: Limits) -> Floats:
+    """Return the expected squared error of every candidate, times the number of values."""
     import numpy as np
 
-    low, high = limits
-    centres: NDArray[np.float64] = histogram.edges()[:-1] + histogram.width / 2
-    beyond = np.maximum(centres - high, 0.0) + np.maximum(low - centres, 0.0)
-    step = (max(high, 0.0) - min(low, 0.0)) / (LEVELS - 1)
-    error = np.where(beyond > 0, beyond**2, step**2 / 12)
-    return float(np.dot(histogram.counts, error))
+    counts = histogram.counts.astype(np.float64)
+    centres = histogram.edges()[:-1] + histogram.width / 2
+    moments = [_running(counts * centres**power) for power in range(3)]
+    threshold = windows.threshold * histogram.width
+    low, high = np.maximum(seen[0], -threshold), np.minimum(seen[1], threshold)
+    step = (np.maximum(high, 0.0) - np.minimum(low, 0.0)) / (LEVELS - 1)
+    rounding = step**2 / 12 * (moments[0][windows.last] - moments[0][windows.first])
+    above = [each[-1] - each[windows.last] for each in moments]
+    below = [each[windows.first] for each in moments]
+    clipping = sum(part[2] - 2 * limit * part[1] + limit**2 * part[0] for part, limit in ((above, high), (below, low)))
+    return np.asarray(rounding + clipping)
+
+
+def _running(values: NDArray[np.generic]) -> Floats:
+    """Return the sums of the first 0, 1, 2, ... values."""
+    import numpy as np
+
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _xlogx(values: Floats) -> Floats:
+    import numpy as np
+
+    return values * np.log(np.maximum(values, 1.0))

@@ -221,8 +221,11 @@ def _gemm_refusal(node: NodeProto, weight: TensorProto, *, bias: TensorProto | N
 
 def _crosses_zero(model: ModelProto, node: NodeProto) -> bool:
     """True when both bounds are constants (or absent) with low ≤ 0 ≤ high: the point's saturation replaces the Clip."""
-    values = {**graph.constants(model), **graph.initializers(model)}
+    import onnx
+
     given = [name for name in node.input[1:3] if name]
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in given}
+    values = {**graph.constants(model), **{name: onnx.numpy_helper.to_array(each) for name, each in stored.items()}}
     if any(name not in values for name in given):
         return False
     inputs = [*node.input[1:3], "", ""]

@@ -233,12 +233,17 @@ class Prune(Record, tag_field="do", tag="prune"):
 
 
 class Quantize(Record, tag_field="do", tag="quantize"):
-    """Static int8. `methods` are tried in order until the gate holds; the number format comes from the target."""
+    """Static int8. `methods` are tried in order until the gate holds; the number format comes from the target.
+
+    memory_limit_mb: what the process may hold while it calibrates; under a tight one samples are read several times.
+    """
 
     methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = ("minmax", "percentile", "entropy", "mse")
     keep_float: tuple[str, ...] = ()
+    memory_limit_mb: int | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self, "quantize", memory_limit_mb=COUNT)
         if not self.methods:
             raise RecipeError("`quantize.methods` is empty, expected at least one method")
 
