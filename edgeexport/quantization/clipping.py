@@ -76,19 +76,20 @@ METHODS: dict[str, Callable[[Histogram, Limits], Limits]] = {
 class _Windows:
     """Candidates, the widest first: threshold in bins, first bin inside, first bin beyond, at least LEVELS apart."""
 
+    seen: Limits
     threshold: Integers
     first: Integers
     last: Integers
 
 
-def _best(histogram: Histogram, seen: Limits, *, cost: Callable[[Histogram, _Windows, Limits], Floats]) -> Limits:
+def _best(histogram: Histogram, seen: Limits, *, cost: Callable[[Histogram, _Windows], Floats]) -> Limits:
     """Return the candidate of least cost; of equals the widest."""
     import numpy as np
 
     windows = _windows(histogram, seen)
     if not windows.threshold.size or not histogram.counts.any():
         return seen
-    threshold = float(windows.threshold[int(np.argmin(cost(histogram, windows, seen)))]) * histogram.width
+    threshold = float(windows.threshold[int(np.argmin(cost(histogram, windows)))]) * histogram.width
     return max(seen[0], -threshold), min(seen[1], threshold)
 
 
@@ -101,10 +102,10 @@ def _windows(histogram: Histogram, seen: Limits) -> _Windows:
     first = np.maximum(math.floor(low / histogram.width), -threshold) + HALF
     last = np.minimum(math.ceil(high / histogram.width), threshold) + HALF
     wide = last - first >= LEVELS
-    return _Windows(threshold[wide], first[wide], last[wide])
+    return _Windows(seen, threshold[wide], first[wide], last[wide])
 
 
-def _divergence(histogram: Histogram, windows: _Windows, _: Limits) -> Floats:
+def _divergence(histogram: Histogram, windows: _Windows) -> Floats:
     """Return the divergence of every candidate, by running sums: each takes LEVELS steps, not one for each bin.
 
     The clipped values count in the outermost bins of the real distribution; a level spreads its mass evenly over those
@@ -131,7 +132,7 @@ def _divergence(histogram: Histogram, windows: _Windows, _: Limits) -> Floats:
     return np.concatenate(found)
 
 
-def _squared_error(histogram: Histogram, windows: _Windows, seen: Limits) -> Floats:
+def _squared_error(histogram: Histogram, windows: _Windows) -> Floats:
     """Return the expected squared error of every candidate, times the number of values."""
     import numpy as np
 
@@ -139,7 +140,7 @@ def _squared_error(histogram: Histogram, windows: _Windows, seen: Limits) -> Flo
     centres = histogram.edges()[:-1] + histogram.width / 2
     moments = [_running(counts * centres**power) for power in range(3)]
     threshold = windows.threshold * histogram.width
-    low, high = np.maximum(seen[0], -threshold), np.minimum(seen[1], threshold)
+    low, high = np.maximum(windows.seen[0], -threshold), np.minimum(windows.seen[1], threshold)
     step = (np.maximum(high, 0.0) - np.minimum(low, 0.0)) / (LEVELS - 1)
     rounding = step**2 / 12 * (moments[0][windows.last] - moments[0][windows.first])
     above = [each[-1] - each[windows.last] for each in moments]

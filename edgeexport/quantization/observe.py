@@ -102,7 +102,7 @@ class Reducing:
                 self.seen[name].widen(answer, answer)
 
 
-def sizes(model: ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, int]:
+def sizes(model: ModelProto, names: Sequence[str], *, feeds: Feeds) -> dict[str, int]:
     """Return how many values each tensor holds on this sample."""
     found = _session(asking(model, [("Size", name) for name in names])).run(feeds)[_PREFIX]
     return dict(zip(names, map(int, found), strict=True))

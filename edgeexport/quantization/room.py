@@ -67,7 +67,7 @@ class Room:
         return tuple(chosen)
 
     def _measure(self, feeds: Feeds) -> None:
-        for name, count in sizes(self.model, self.names, feeds).items():
+        for name, count in sizes(self.model, self.names, feeds=feeds).items():
             self.bytes_of[name] = max(self.bytes_of.get(name, 0), count * _BYTES_A_VALUE)
         if not self._measured:
             weights = self.model.ByteSize()
