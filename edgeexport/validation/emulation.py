@@ -1,14 +1,14 @@
 """Emulation: does a file compute on the target's kind of CPU what it computes here, and with how many instructions?
 
 The rule: what nobody ran is never said to agree. Outputs are compared with this machine's on the same samples, within
-the tolerance of the file's goldens; counts are a cost, never a latency. On x86 the reference comes from kernels that do
-not saturate (onnxruntime's own switch), so that a fault of this machine (no VNNI) is not laid to the other.
+the tolerance of the file's goldens; counts are a cost, never a latency. On x86 without VNNI the reference comes from
+kernels that do not saturate, so that a fault of this machine is not laid to the other.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from edgeexport.devices import emulated
 from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.counts import WARM_UPS
 from edgeexport.devices.emulated.presets import PRESETS, Preset
-from edgeexport.devices.protocol import feature_gap
+from edgeexport.devices.protocol import Device, feature_gap
 from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, silent
+from edgeexport.records.device import DeviceFacts
 from edgeexport.records.emulation import EmulatedRun, EmulationRecord
 from edgeexport.records.parity import OutputParity
 from edgeexport.records.target import Target
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 COUNTED = 5
 AT_ONCE = 2
-EXACT_X86 = {"session.x64quantprecision": "1"}
+EXACT_X86 = {"session.x64quantprecision": "1"}  # onnxruntime refuses it for some files with int8 activations
+UNFUSED = {"graph_optimization_level": "disable"}  # integers then stand in float32: off by a rounding, never saturated
 LARGEST_HALF = "65,504"
 OLD_RUNTIME = "tflite_runtime"
 
@@ -61,7 +63,7 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
         return _record(subject, target, runs=(), notes=(f"not validated under emulation: {why}",))
     samples = subject.samples()
     cycled = [samples[index % len(samples)] for index in range(max(len(samples), WARM_UPS + COUNTED))]
-    longer, reference = replace(subject, inputs=cycled), _reference(subject)
+    longer, reference = replace(subject, inputs=cycled), _reference(subject, devices.get("local"))
     progress(f"emulate {', '.join(preset.name for preset in presets)}", None)
 
     def run(preset: Preset) -> EmulatedRun:
@@ -80,22 +82,27 @@ def _record(
     return EmulationRecord(target.name, subject.digest, holds=not reason, reason=reason, runs=runs, notes=notes)
 
 
-def _reference(subject: Subject) -> Outputs:
-    """This machine's outputs, all samples stacked."""
-    options: Mapping[str, Any] = subject.options
-    if subject.runtime == "ort" and devices.get("local").describe().arch == "x86_64":
-        options = {**options, "config_entries": {**options.get("config_entries", {}), **EXACT_X86}}
-    with tempfile.TemporaryDirectory(prefix="edgeexport-reference-") as folder:
-        here = replace(subject, options=options)
-        return _stacked(run_on_device(here, device=devices.get("local"), folder=Path(folder)), subject)
+def saturates(facts: DeviceFacts) -> bool:
+    """Return whether onnxruntime's 8-bit products saturate on a machine: x86 without VNNI."""
+    return facts.arch == "x86_64" and not any(name.endswith("vnni") for name in facts.features)
+
+
+def _reference(subject: Subject, here: Device) -> Outputs:
+    """This machine's outputs, from kernels that are right here; where the exact ones refuse a file, from float ones."""
+    if subject.runtime == "ort" and saturates(here.describe()):
+        try:
+            entries = {**subject.options.get("config_entries", {}), **EXACT_X86}
+            return _outputs(replace(subject, options={**subject.options, "config_entries": entries}), here)
+        except DeviceError:
+            return _outputs(replace(subject, options={**subject.options, **UNFUSED}), here)
+    return _outputs(subject, here)
 
 
 def _run(subject: Subject, preset: Preset, *, reference: Outputs) -> EmulatedRun:
     machine = emulated.counting(preset.name)
     cpu = f"{preset.model}, emulated"
     try:
-        with tempfile.TemporaryDirectory(prefix="edgeexport-emulated-") as folder:
-            outputs = _stacked(run_on_device(subject, device=machine, folder=Path(folder)), subject)
+        outputs = _outputs(subject, machine)
     except DeviceError as error:
         return EmulatedRun(machine.name, cpu, machine.runtime_version, holds=False, reason=str(error).splitlines()[0])
     found = {name: values[: len(reference[name])] for name, values in outputs.items()}
@@ -164,8 +171,7 @@ def _old_board(subject: Subject, preset: Preset, *, reference: Outputs) -> str:
     old = replace(subject, runtime=OLD_RUNTIME)
     told = f"{root.LEGACY[0].replace('==', ' ')} on {machine.name}"
     try:
-        with tempfile.TemporaryDirectory(prefix="edgeexport-old-") as folder:
-            found = _stacked(run_on_device(old, device=machine, folder=Path(folder)), subject)
+        found = _outputs(old, machine)
     except DeviceError as error:
         return f"{told} does not run it: {str(error).splitlines()[0]}"
     figures = compare_outputs(reference, found)
@@ -174,10 +180,11 @@ def _old_board(subject: Subject, preset: Preset, *, reference: Outputs) -> str:
     return f"{told} runs it, but {'; '.join(reasons)}" if reasons else f"{told} agrees (off by at most {worst:.4g})"
 
 
-def _stacked(samples: Iterable[Outputs], subject: Subject) -> Outputs:
+def _outputs(subject: Subject, device: Device) -> Outputs:
     """All samples of each output in one row. A TFLite tensor has several names: those of `tolerance` count."""
     import numpy as np
 
-    every = list(samples)
+    with tempfile.TemporaryDirectory(prefix="edgeexport-emulation-") as folder:
+        every = run_on_device(subject, device=device, folder=Path(folder))
     names = [name for name in every[0] if name in subject.tolerance or not subject.tolerance]
     return {name: np.concatenate([np.ravel(outputs[name]) for outputs in every]) for name in names}

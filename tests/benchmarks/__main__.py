@@ -25,6 +25,8 @@ BENCHMARKS = {
     "planted": "planted slow-downs of 5 and 10 %: how often they are found",
     "throttle": "simulated steady and throttling machines, and spinning processes: what is flagged",
     "memory-truth": "known allocations of 10 to 500 MB under a fat parent",
+    "emulated": "every emulated Arm CPU x (onnxruntime, LiteRT) x (fp32, int8) on two networks, against this machine",
+    "icount": "instructions of one inference, counted 5 times in two processes each: largest deviation",
 }
 PACKAGES = ("torch", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "numpy")
 

@@ -83,13 +83,12 @@ def test_an_intact_installation_is_used(bare: Path) -> None:
     assert root.installed() == bare
 
 
-@pytest.mark.parametrize("preset", ["armv8.0", "armv8.2", "armv8.6-i8mm", "x86-avx2"])
-def test_a_preset_computes_what_the_host_does(preset: str, tmp_path: Path) -> None:
+def test_x86_without_vnni_computes_what_the_host_does(tmp_path: Path) -> None:
     need("emulated")
     asked = job(dense_model(tmp_path / "m.onnx"))
-    for name in ("local", f"emulated:{preset}"):
+    for name in ("local", "emulated:x86-avx2"):
         devices.get(name).run(asked, timeout=SECONDS, outputs_to=tmp_path / name)
-    here, there = (np.load(tmp_path / name / "0.0.npy") for name in ("local", f"emulated:{preset}"))
+    here, there = (np.load(tmp_path / name / "0.0.npy") for name in ("local", "emulated:x86-avx2"))
     assert np.abs(here - there).max() < 1e-5
 
 

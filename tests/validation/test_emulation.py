@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgeexport import devices
 from edgeexport.devices import emulated
 from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.local import Local
+from edgeexport.errors import DeviceError
 from edgeexport.records.base import file_digest
+from edgeexport.records.device import DeviceFacts
 from edgeexport.records.target import load_target
-from edgeexport.validation.emulation import presets_for, validate_emulated
+from edgeexport.validation.emulation import EXACT_X86, _outputs, _reference, presets_for, validate_emulated
 from edgeexport.validation.measure import Subject
 from tests.device_bench.tiny import dense_model
 from tests.devices.emulated_nets import half_model, integer_model, sample
@@ -23,6 +28,7 @@ from tests.needs import need
 
 GENERIC = load_target("android-arm64")
 WEAK = msgspec.structs.replace(GENERIC, name="weak", lacks=("asimddp",))
+PHONE = msgspec.structs.replace(GENERIC, name="phone", features=("asimddp",), lacks=("i8mm",))
 
 
 def _subject(path: Path, tolerance: float = 0.0, **more: Any) -> Subject:
@@ -61,7 +67,8 @@ def test_a_target_that_no_emulated_cpu_stands_for_is_not_validated(tmp_path: Pat
 
 def test_fp16_that_overflows_from_armv8_2_on_is_right_on_armv8_0_and_red_there(tmp_path: Path) -> None:
     need("emulated")
-    record = validate_emulated(_subject(half_model(tmp_path / "half.onnx"), 0.5), GENERIC, int8=False)
+    both = msgspec.structs.replace(GENERIC, lacks=("i8mm",))
+    record = validate_emulated(_subject(half_model(tmp_path / "half.onnx"), 0.5), both, int8=False)
     by_device = {run.device: run for run in record.runs}
     assert by_device["emulated:armv8.0"].holds
     assert not by_device["emulated:armv8.2"].holds
@@ -73,21 +80,13 @@ def test_fp16_that_overflows_from_armv8_2_on_is_right_on_armv8_0_and_red_there(t
 def test_int8_is_exact_on_arm_and_its_missed_fast_path_is_noted(tmp_path: Path) -> None:
     """fp32 that is said to be int8 is what a missed fast path looks like."""
     need("emulated")
-    target = load_target("raspberry-pi-5")
-    right = validate_emulated(_subject(integer_model(tmp_path / "int8.onnx")), target, int8=True)
+    right = validate_emulated(_subject(integer_model(tmp_path / "int8.onnx")), PHONE, int8=True)
     assert right.holds
     assert right.notes == ()
     assert all(run.counts is not None and run.counts.dot_product for run in right.runs)
-    missed = validate_emulated(_subject(dense_model(tmp_path / "fp32.onnx"), 1e-4), target, int8=True)
+    missed = validate_emulated(_subject(dense_model(tmp_path / "fp32.onnx"), 1e-4), PHONE, int8=True)
     assert missed.holds
-    assert "emulated:armv8.2: int8 uses no dot products: the fast path was missed" in missed.notes
-
-
-def test_a_weak_cpu_without_dot_products_misses_no_fast_path(tmp_path: Path) -> None:
-    need("emulated")
-    record = validate_emulated(_subject(dense_model(tmp_path / "m.onnx"), 1e-4), WEAK, int8=True)
-    assert [run.device for run in record.runs] == ["emulated:armv8.0"]
-    assert record.notes == ()
+    assert missed.notes == ("emulated:armv8.2: int8 uses no dot products: the fast path was missed",)
 
 
 def test_saturation_is_found_where_only_x86_without_vnni_shows_it(tmp_path: Path) -> None:
@@ -109,3 +108,32 @@ def test_a_file_that_dies_on_the_other_cpu_is_red(tmp_path: Path, monkeypatch: p
     record = validate_emulated(_subject(integer_model(tmp_path / "int8.onnx")), WEAK, int8=True)
     assert not record.holds
     assert "signal 4" in record.reason
+
+
+class Old(Local):
+    """This machine, if it were x86 without VNNI; `refuses`: whether onnxruntime has no exact kernels for the file."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        super().__init__()
+        self.refuses = refuses
+        self.options: list[dict[str, Any]] = []
+
+    def describe(self, runtime: str = "") -> DeviceFacts:
+        return msgspec.structs.replace(super().describe(runtime), arch="x86_64", features=("avx2",))
+
+    def run(self, job: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
+        self.options.append(job["options"])
+        if self.refuses and "config_entries" in job["options"]:
+            raise DeviceError("no kernel")
+        return super().run(job, **rest)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_machine_that_saturates_takes_its_reference_from_exact_kernels(tmp_path: Path, refuses: bool) -> None:
+    need("ort")
+    subject = _subject(integer_model(tmp_path / "int8.onnx"))
+    here = Old(refuses=refuses)
+    reference = _reference(subject, here)
+    assert np.array_equal(reference["y"], _outputs(subject, devices.get("local"))["y"])
+    last = {"graph_optimization_level": "disable"} if refuses else {"config_entries": EXACT_X86}
+    assert here.options[-1] == last
