@@ -29,6 +29,8 @@ BUSY_SHARE, CONTENDED_SHARE = 1.2, 0.9
 BATTERY_LEAST = 20
 # Bits 0 to 3 of a Raspberry Pi's get_throttled: under-voltage, frequency capped, throttled, soft temperature limit.
 FIRMWARE_THROTTLED_NOW = 0xF
+# Android: 0 none, 1 light, 2 moderate, ... 6 shutdown; from moderate on it slows the processors down.
+THERMAL_MODERATE = 2
 
 
 class _Threads(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class _Moment(msgspec.Struct, frozen=True):
     swapped_in_pages: int | None = None
     battery_percent: int | None = None
     plugged: bool | None = None
+    thermal_status: int | None = None
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -223,7 +226,7 @@ def _slowed(launches: Sequence[Launch], demand: Demand) -> Complaints:
 
 
 def _heated(launches: Sequence[Launch], demand: Demand) -> Complaints:
-    """What the system itself says of throttling: its counters of such events, and a Raspberry Pi's firmware."""
+    """What the system itself says of throttling: counters of such events, a Raspberry Pi's firmware, Android's status."""
     del demand
     for launch in launches:
         before, after = launch.environment.before, launch.environment.after
@@ -232,6 +235,9 @@ def _heated(launches: Sequence[Launch], demand: Demand) -> Complaints:
             return
         if int(after.firmware_throttled or "0", 16) & FIRMWARE_THROTTLED_NOW:
             yield True, f"throttled: the firmware says {after.firmware_throttled} (under-voltage, capped or hot)"
+            return
+        if max(before.thermal_status or 0, after.thermal_status or 0) >= THERMAL_MODERATE:
+            yield True, f"throttled: Android's thermal status was {before.thermal_status}, then {after.thermal_status}"
             return
 
 

@@ -44,7 +44,7 @@ def _moment(**changes: Any) -> dict[str, Any]:
 
 
 def test_good_launches_have_no_reasons_and_no_warnings() -> None:
-    assert _examined(*[answer() for _ in range(6)]) == Findings((), (), noisy=False)
+    assert _examined(*[answer(**_moment(thermal_status=1)) for _ in range(6)]) == Findings((), (), noisy=False)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_good_launches_have_no_reasons_and_no_warnings() -> None:
         (_moment(frequency_khz=1_500_000), "throttled: the processor fell from 2.00 to 1.50 GHz"),
         (_moment(throttle_events=3), "counted thermal throttling"),
         (_moment(firmware_throttled="0x50002"), "the firmware says 0x50002"),
+        (_moment(thermal_status=2), "thermal status was None, then 2"),
         ({"affinity": {"requested": [0], "actual": [0, 1]}}, "ran on processors [0, 1], [0] were asked for"),
     ],
 )
