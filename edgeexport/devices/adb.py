@@ -257,7 +257,9 @@ def _client_version() -> int:
     try:
         said = subprocess.run(["adb", "version"], capture_output=True, text=True, timeout=SHORT_SECONDS, check=False)
     except OSError as error:
-        raise MachineError(f"adb cannot be started here: {error}") from error
+        raise MachineError(
+            f"adb cannot be started on this machine: {error}", next_step="install it, or mend the PATH"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"`adb version` did not answer within {SHORT_SECONDS:g} s") from error
     found = re.search(r"version 1\.0\.(\d+)", said.stdout)

@@ -222,7 +222,9 @@ class ShellDevice(ABC):
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.name}: no answer within {timeout:g} s; the connection was ended") from error
         except OSError as error:
-            raise MachineError(f"{self.name} needs {command[0]!r} on this machine: {error}") from error
+            raise MachineError(
+                f"{self.name} needs {command[0]!r} on this machine: {error}", next_step="install it, or mend the PATH"
+            ) from error
         pattern = rf"{mark} begin\r?\n(.*)\r?\n{mark} end (\d+)\r?\n".encode()
         found = re.search(pattern, done.stdout, re.DOTALL)
         if found is None:

@@ -226,7 +226,7 @@ def _slowed(launches: Sequence[Launch], demand: Demand) -> Complaints:
 
 
 def _heated(launches: Sequence[Launch], demand: Demand) -> Complaints:
-    """What the system itself says of throttling: counters of such events, a Raspberry Pi's firmware, Android's status."""
+    """What the system itself says of throttling: its counters of such events, a Raspberry Pi's firmware, Android."""
     del demand
     for launch in launches:
         before, after = launch.environment.before, launch.environment.after

@@ -63,6 +63,7 @@ def fetch(where: Path) -> None:
         unpacked = state / "unpacked"
         for package in sorted(state.glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True)
+        shutil.rmtree(unpacked / "usr/share")
         if where.exists():
             shutil.rmtree(where)
         shutil.copytree(unpacked, where, symlinks=True)
