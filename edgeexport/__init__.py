@@ -15,6 +15,7 @@ _VERBS = "edgeexport.verbs"
 _PUBLIC = {
     "Recipe": f"{_RECORDS}.recipe",
     "ModelSpec": f"{_RECORDS}.recipe",
+    "InputSpec": f"{_RECORDS}.recipe",
     "DataSpec": f"{_RECORDS}.recipe",
     "Preprocess": f"{_RECORDS}.recipe",
     "Limits": f"{_RECORDS}.recipe",

@@ -19,7 +19,7 @@ from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.ranges import Ranges
-from edgeexport.records.recipe import Distill, ModelSpec, Prune
+from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Prune
 from edgeexport.records.target import Target, Tolerance, load_target
 from edgeexport.records.training import TrainingRecord
 
@@ -63,7 +63,7 @@ def prune(
 
 def export(
     module: nn.Module,
-    inputs: Mapping[str, tuple[int, ...]],
+    inputs: Inputs,
     *,
     out: Path | str,
     samples: Sequence[Feeds] = (),
@@ -71,7 +71,8 @@ def export(
 ) -> ExportRecord:
     """Write a network as a cleaned .onnx file with a free batch, checked against it by its numbers.
 
-    inputs: name -> shape, batch first. samples: real feeds of batch 1 to check with; seeded noise when there are none.
+    inputs: name -> shape, batch first, or an InputSpec for what is not float32. samples: real feeds of batch 1 to check
+    with; seeded noise when there are none.
     """
     from edgeexport import graph, onnx_export
     from edgeexport.compression.source import example_feeds

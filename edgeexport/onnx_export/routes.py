@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeexport.graph.files import parse
+from edgeexport.graph.walk import nodes
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 BATCH = "batch"
+_OUTPUT = "__output"
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,26 @@ def export_with_dynamo(module: nn.Module, call: Call) -> ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(call.tensors),
-            output_names=list(call.outputs),
+            output_names=[f"{name}{_OUTPUT}" for name in call.outputs],
             dynamic_shapes=axes if call.keywords else tuple(axes.values()),
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise RuntimeError("the exporter returned nothing")
-    return program.model_proto
+    return _named_outputs(program.model_proto, call.outputs)
+
+
+def _named_outputs(model: ModelProto, wanted: tuple[str, ...]) -> ModelProto:
+    """Give outputs their names. The exporter itself does not look whether an inner tensor is called so already."""
+    names = {f"{name}{_OUTPUT}": name for name in wanted}
+    names |= {name: f"{name}__inner" for name in wanted if not any(value.name == name for value in model.graph.input)}
+    for value in (*model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in nodes(model):
+        for group in (node.input, node.output):
+            group[:] = [names.get(name, name) for name in group]
+    return model
 
 
 def export_with_torchscript(module: nn.Module, call: Call) -> ModelProto:

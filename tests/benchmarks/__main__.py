@@ -17,6 +17,7 @@ from tests.benchmarks.bar import Bar
 BENCHMARKS = {
     "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
     "devices": "a bundle on real devices: behind OpenSSH, behind adbd; each gives a valid record",
+    "minilm-int8": "MiniLM in int8: cosine, latency ratio, STS-B Spearman drop, beside onnxruntime's quantize_dynamic",
     "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
     "peers": "quantize_static, Olive, NNCF and edgeexport side by side: accuracy, size, speed, memory, lines",
     "resnet56-ptq": "ResNet-56 in int8: size and speed against fp32 and the best peer",

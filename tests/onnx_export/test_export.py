@@ -212,3 +212,16 @@ def test_both_routes_come_out_as_the_same_operators_after_cleaning(
         export(seeded(Net()), tmp_path / "net.onnx")
         counts.append(graph.op_counts(clean(graph.load(tmp_path / "net.onnx"))[0]))
     assert counts[0] == counts[1] == {"Conv": 2, "Clip": 1, "Relu": 1, "Reshape": 1, "Gemm": 1}
+
+
+class Tanh(nn.Module):
+    """The exporter calls the inner tensor `tanh`, as its operator."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(image).mean(dim=1) + 1.0
+
+
+def test_an_output_may_be_called_as_the_exporter_calls_an_inner_tensor(tmp_path: Path) -> None:
+    spec = ModelSpec(factory=Tanh(), inputs=SPEC.inputs, outputs=("tanh",))
+    assert export(Tanh(), tmp_path / "net.onnx", spec=spec).exporter == "dynamo"
+    assert [value.name for value in graph.load(tmp_path / "net.onnx").graph.output] == ["tanh"]
