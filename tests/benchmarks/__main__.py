@@ -19,6 +19,7 @@ BENCHMARKS = {
     "devices": "a bundle on real devices: behind OpenSSH, behind adbd; each gives a valid record",
     "minilm-int8": "MiniLM in int8: cosine, latency ratio, STS-B Spearman drop, beside onnxruntime's quantize_dynamic",
     "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
+    "fusion": "ResNet-20/56 and EfficientNet-Lite0: convolutions in integers on x86-64 and Armv8.2, float islands",
     "peers": "quantize_static, Olive, NNCF and edgeexport side by side: accuracy, size, speed, memory, lines",
     "resnet56-ptq": "ResNet-56 in int8: size and speed against fp32 and the best peer",
     "timing-truth": "our mean against onnxruntime_test and litert-benchmark on the same files",

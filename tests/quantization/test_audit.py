@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgeexport import graph
+from edgeexport.devices import emulated
 from edgeexport.errors import CorruptFile, DataError
-from edgeexport.onnx_export import clean
 from edgeexport.quantization import calibrate, plan_quantization, quantize
 from edgeexport.quantization.audit import audit
 from edgeexport.records.audit import Audit
-from edgeexport.records.base import from_json, to_json
+from edgeexport.records.base import file_digest, from_json, to_json
 from edgeexport.records.target import NumberFormat
+from edgeexport.validation.measure import Subject, run_on_device
 from tests.needs import need
 from tests.quantization.nets import Net, pictures, small_mobilenet, small_resnet
-from tests.quantization.test_real_resnet import pictures_of
+from tests.quantization.real_nets import exported
 
 U8, S8 = NumberFormat(activations="uint8"), NumberFormat(activations="int8")
 ON_X86 = {"config_entries": {"session.qdqisint8allowed": "0"}}
@@ -203,28 +203,6 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         as_it_runs(path)
 
 
-def exported(real_data: Path, name: str, out: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """A released network as a cleaned spine, and a few pictures. The older exporter is the quicker one."""
-    import torch
-
-    from tests.real import lite0, models
-
-    if name == "lite0":
-        module, samples = lite0.efficientnet_lite0(), pictures(2, shape=(1, 3, 224, 224))
-    else:
-        (checkpoint,) = (real_data / "checkpoints").glob(f"{name}-*.th")
-        stored = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-        module = getattr(models, name)()
-        module.load_state_dict({key.removeprefix("module."): value for key, value in stored.items()})
-        samples = [{"image": picture} for picture in pictures_of(real_data, "train", 4)]
-    example = torch.from_numpy(samples[0]["image"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module.eval(), (example,), out, input_names=["image"], dynamo=False, opset_version=17)
-    graph.save(clean(graph.load(out))[0], out)
-    return out, samples
-
-
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet56", 55), ("lite0", 49)])
@@ -239,3 +217,22 @@ def test_all_convolutions_of_real_networks_run_in_integers(
     found = audit(out, feeds=samples, options=ON_X86, runs=3)
     assert found.integer_convolutions == found.convolutions == convolutions
     assert sum(island.share or 0.0 for island in found.lost) < 0.2
+
+
+def test_on_armv8_2_the_convolutions_run_as_dot_products(tmp_path: Path) -> None:
+    """Sixteen multiply-accumulates each; a file whose convolutions stay in float has none."""
+    need("emulated")
+    path = small_resnet(tmp_path / "net.onnx")
+    expected = sum((graph.macs(graph.load(path)) or {}).values()) / 16
+    counted = {file.name: dot_products(file, tmp_path) for file in (int8(path, S8), path)}
+    assert counted["net.onnx"] == 0
+    assert expected <= counted["int8.onnx"] <= 1.5 * expected
+
+
+def dot_products(path: Path, folder: Path) -> int:
+    """Dot-product instructions of one inference on an emulated Cortex-A76."""
+    machine = emulated.counting("armv8.2")
+    subject = Subject(path.name, path, file_digest(path), "ort", pictures(1) * 4, options=ON_ARM)
+    run_on_device(subject, device=machine, folder=folder / path.stem)
+    assert machine.counts is not None
+    return machine.counts.dot_product
