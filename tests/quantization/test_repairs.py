@@ -55,6 +55,24 @@ def scaled_by_channels(net: Net) -> None:
     head(net, net.conv(x, 8, 8, group=8), 8)
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_constants_before_and_after_a_linear_layer_fold_into_it(transposed: int, tmp_path: Path) -> None:
+    net = Net()
+    x = net.put("Flatten", net.put("GlobalAveragePool", net.conv("image", 3, 8)))
+    factors, terms = (net.store(net.random.standard_normal(8).astype(np.float32)) for _ in range(2))
+    x = net.put("Add", net.put("Mul", net.put("Relu", x), factors), terms)
+    shape = (4, 8) if transposed else (8, 4)
+    x = net.put("Gemm", x, net.store(net.random.standard_normal(shape).astype(np.float32)), transB=transposed)
+    net.put("Relu", net.put("Sub", x, net.store(net.random.standard_normal(4).astype(np.float32))))
+    path = net.save(tmp_path / "net.onnx")
+    model, places = edited(graph.load(path), EDITS["fold-affine"])
+    assert places == 3
+    batch = pictures(1, shape=(3, 3, 16, 16))[0]
+    (left,) = open_session(path).run(batch).values()
+    (right,) = open_session(model.SerializeToString()).run(batch).values()
+    assert np.abs(left - right).max() <= 1e-5 * np.abs(left).max()
+
+
 def squeezed(net: Net) -> None:
     x = net.put("Relu", net.conv("image", 3, 8))
     gate = net.conv(net.put("GlobalAveragePool", x), 8, 8, size=1)
@@ -143,6 +161,12 @@ def test_a_term_before_padding_and_a_result_with_two_readers_are_not_folded(tmp_
     model, places = edited(graph.load(net.save(tmp_path / "net.onnx")), EDITS["fold-affine"])
     assert places == 0
     assert graph.op_counts(model)["Add"] == 2
+
+
+def test_a_constant_that_raises_the_rank_is_not_folded(tmp_path: Path) -> None:
+    net = Net()
+    net.put("Relu", net.put("Mul", net.conv("image", 3, 8), net.store(np.full((1, 1, 1, 1, 1), 2.0, np.float32))))
+    assert edited(graph.load(net.save(tmp_path / "net.onnx")), EDITS["fold-affine"])[1] == 0
 
 
 def test_a_shared_weight_is_scaled_for_one_reader_only(tmp_path: Path) -> None:

@@ -116,9 +116,7 @@ def _forward(sketch: Sketch, node: NodeProto) -> bool:
     """Fold `x * c` or `x + c` into all layers that read it, if nothing else does."""
     found = constant_of(sketch, node)
     layers = sketch.readers.get(node.output[0], [])
-    takes = layers and all(
-        _is_layer(sketch, layer) and layer.op_type == "Conv" and layer.input[0] == node.output[0] for layer in layers
-    )
+    takes = layers and all(_is_layer(sketch, layer) and layer.input[0] == node.output[0] for layer in layers)
     if found is None or not takes or node.output[0] in sketch.outputs:
         return False
     changes = [_into(sketch, layer, node=node, value=found[1]) for layer in layers]
@@ -135,10 +133,12 @@ def _forward(sketch: Sketch, node: NodeProto) -> bool:
 def _into(
     sketch: Sketch, layer: NodeProto, *, node: NodeProto, value: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Weight and bias of a convolution that takes in its input's constant; None if it cannot."""
+    """Weight and bias of a layer that takes in its input's constant; None if it cannot."""
     import numpy as np
 
     weight = sketch.stored[layer.input[1]]
+    if layer.op_type == "Gemm":
+        return _into_gemm(sketch, layer, node=node, value=value)
     groups = int(attribute(layer, "group", default=1))
     outputs, inputs = weight.shape[0], weight.shape[1] * groups
     vector = _per_channel(value, inputs, spatial=weight.ndim - 2)
@@ -152,6 +152,20 @@ def _into(
         return weight * spread, bias
     padded = any(attribute(layer, "pads", default=[])) or attribute(layer, "auto_pad", default=b"NOTSET") != b"NOTSET"
     return None if padded else (weight, bias + (weight * spread).reshape(outputs, -1).sum(axis=1))
+
+
+def _into_gemm(
+    sketch: Sketch, layer: NodeProto, *, node: NodeProto, value: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    import numpy as np
+
+    weight, axis = sketch.stored[layer.input[1]], 1 - _output_axis(layer)
+    vector = _per_channel(value, weight.shape[axis], spatial=0)
+    if vector is None or attribute(layer, "transA", default=0):
+        return None
+    scaled = weight * np.expand_dims(_as_factor_or_term(node, vector), 1 - axis)
+    bias = sketch.stored[layer.input[2]] if _has_bias(layer) else np.zeros(weight.shape[1 - axis], np.float32)
+    return (scaled, bias) if node.op_type in _FACTORS else (weight, bias + scaled.sum(axis=axis))
 
 
 def _is_layer(sketch: Sketch, node: NodeProto) -> bool:
@@ -176,6 +190,8 @@ def _per_channel(value: NDArray[Any], channels: int, *, spatial: int) -> NDArray
     """A constant as one number a channel, None if it varies over anything else. spatial: axes behind the channels."""
     import numpy as np
 
+    if value.ndim > spatial + 2:  # it would raise the rank of the result
+        return None
     if value.size == 1:
         return np.full(channels, value.item(), np.float32)
     fits = value.ndim > spatial and value.shape[value.ndim - 1 - spatial] == channels == value.size
