@@ -233,13 +233,17 @@ class Prune(Record, tag_field="do", tag="prune"):
 
 
 class Quantize(Record, tag_field="do", tag="quantize"):
-    """Static int8. `methods` are tried in order until the gate holds; the number format comes from the target.
+    """Int8 in the target's number format: `methods` in order until the gate holds, then the remedies for what failed.
 
+    keep_float: nodes that stay in float whatever they cost. improve: "if-needed" changes weights (equalization, bias
+    correction, learned rounding) when plain int8 loses too much; "always" builds those forms too and takes the one that
+    loses least; "never" leaves weights as they are.
     memory_limit_mb: what the process may hold while it calibrates; under a tight one samples are read several times.
     """
 
     methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = ("minmax", "percentile", "entropy", "mse")
     keep_float: tuple[str, ...] = ()
+    improve: Literal["if-needed", "always", "never"] = "if-needed"
     memory_limit_mb: int | None = None
 
     def __post_init__(self) -> None:

@@ -54,3 +54,28 @@ def test_what_int8_cannot_hold_ships_in_float16_where_the_cpu_computes_it(desk):
     plain = f'title = "here"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n'
     assert desk.run("--device", "none", target=str(desk.write("plain.toml", plain))) in {0, 1}
     assert "source fp16" not in _rows(desk, "plain")
+
+
+def test_when_plain_int8_loses_too_much_weights_are_changed_to_suit_it(desk):
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax"]')
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 0.0\n\n[[step]]")
+    assert desk.run() == 0
+    names = list(_rows(desk))
+    assert names[:2] == ["source int8 minmax", "source int8 equalized minmax"]
+    assert names[2] in {"source int8 rounded minmax", "source int8 equalized rounded minmax"}
+    desk.edit("recipe.toml", 'methods = ["minmax"]', 'methods = ["minmax"]\nimprove = "never"')
+    assert desk.run() == 0
+    assert not any("equalized" in name or "rounded" in name for name in _rows(desk))
+
+
+def test_always_improving_ships_the_form_that_loses_least(desk):
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax", "mse"]\nimprove = "always"')
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 100.0\n\n[[step]]")
+    assert desk.run() == 0
+    shipped = next(row for row in _rows(desk).values() if row["status"] == "shipped")
+    lineage = desk.run("--json")
+    assert lineage == 0
+    assert shipped["name"].startswith("source int8")
+    stages = [path.name.split("-")[0] for path in (desk.folder / "work" / "stages").iterdir()]
+    assert stages.count("refine") == 2
+    assert stages.count("convert") == 5
