@@ -10,6 +10,26 @@ from pathlib import Path
 from typing import Any
 
 SHIM = Path(__file__).with_name("shim.py")
+# What tells the scripts of edgeexport.devices.scripts apart.
+STEPS = {
+    "hello": "XDG_CACHE_HOME", "unpack": "/root-*", "push": "tar -xf", "run": "job.json", "pull": "wc -c",
+    "probe": "find_spec", "check": "touch", "install": "-m venv", "unpacked": "/ready", "phone": "getprop",
+    "state": "dumpsys", "drop": "rm -rf", "version": "version",
+}  # fmt: skip
+# `ssh` and `adb`: a step that goes well runs at once; one that shall go wrong is the shim's.
+PROGRAM = """
+for line; do :; done
+case $line in
+{cases}
+esac
+echo $step >> {folder}/steps.txt
+read -r wrong < {folder}/wrong.txt
+case $wrong in
+    $step | any) exec {python} -IS {shim} {folder} $step "$line" ;;
+esac
+[ $step != version ] || {{ echo "Android Debug Bridge version 1.0.41"; exit; }}
+exec env -i PATH="{folder}/bin:$PATH" HOME={folder}/home sh -c "$line"
+"""
 # What the pushed root's loader is on a pretended phone: it leaves out its own words and runs this machine's Python.
 LOADER = '#!/bin/sh\nunset PYTHONHOME PYTHONPATH\nshift 3\nexec {python} "$@"\n'
 
@@ -21,8 +41,10 @@ class Pretended:
         self.folder = folder
         for name in ("home", "bin", "here"):
             (folder / name).mkdir(parents=True)
+        cases = "\n".join(f"    *'{text}'*) step={name} ;;" for name, text in STEPS.items())
+        script = PROGRAM.format(cases=cases, folder=folder, python=sys.executable, shim=SHIM)
         for name in ("ssh", "adb"):
-            self._program("here", name, f'exec {sys.executable} -IS {SHIM} {folder} "$@"')
+            self._program("here", name, script)
         self.plan()
 
     @property
@@ -33,6 +55,7 @@ class Pretended:
     def plan(self, step: str = "", how: str = "", **more: Any) -> None:
         """Let `step` (hello, check, push, run, pull, any, …) go wrong, always or `times` times."""
         (self.folder / "plan.json").write_text(json.dumps({"step": step, "how": how, **more}))
+        (self.folder / "wrong.txt").write_text((step or "none") + "\n")
         (self.folder / "steps.txt").write_text("")
 
     def program(self, name: str, script: str) -> None:

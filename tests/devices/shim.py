@@ -1,8 +1,7 @@
 """Stands in for `ssh` and `adb` on the PATH: runs the line on a pretended device (a folder here), with faults.
 
-It is started as `python -IS shim.py FOLDER WORD...`. FOLDER/plan.json says which step goes wrong, how, and how many
-times; FOLDER/steps.txt records every step that was asked for. What runs "on the device" has a session of its own and
-outlives us, as it would there.
+It is started as `python -IS shim.py FOLDER STEP LINE` for a step that FOLDER/plan.json lets go wrong: how, and how many
+times. What runs "on the device" has a session of its own and outlives us, as it would there.
 """
 
 from __future__ import annotations
@@ -16,18 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-# What tells the scripts of edgeexport.devices.scripts apart.
-STEPS = {
-    "hello": "XDG_CACHE_HOME", "unpack": "/root-*", "push": "tar -xf", "run": "job.json", "pull": "wc -c",
-    "probe": "find_spec", "check": "touch", "install": "-m venv", "unpacked": "/ready", "phone": "getprop",
-    "state": "dumpsys", "drop": "rm -rf",
-}  # fmt: skip
 BOOT = rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-
-
-def step_of(line: str) -> str:
-    """Return which script a line runs; text of other tools (`adb version`) is its own first word."""
-    return next((name for name, text in STEPS.items() if text in line), line.split(" ", maxsplit=1)[0])
 
 
 def device(folder: Path, line: str, *, stdin: object = None) -> subprocess.Popen[bytes]:
@@ -70,7 +58,7 @@ def garbled(content: bytes, how: str) -> bytes:
         "reboot": lambda: re.sub(BOOT, b"00000000-0000-4000-8000-000000000000", content),
         "program": lambda: content.replace(b'"bench_digest": "sha256:', b'"bench_digest": "sha256:0'),
         "protocol": lambda: content.replace(b'"protocol": 1', b'"protocol": 2'),
-        "stale": lambda: content.replace(b'"mode": "sentinel"', b'"mode": "time"'),
+        "stale": lambda: content.replace(b'"mode": "describe"', b'"mode": "time"'),
         "path": lambda: content.replace(b"0.0.npy", b"../../x"),
         "silent": lambda: b"",
         "text": lambda: b"error: device is busy\n",
@@ -79,22 +67,15 @@ def garbled(content: bytes, how: str) -> bytes:
 
 
 def main() -> None:
-    folder, words = Path(sys.argv[1]), sys.argv[2:]
-    line = words[-1]
-    step = step_of(line)
+    folder, step, line = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     plan = json.loads((folder / "plan.json").read_text())
-    with (folder / "steps.txt").open("a") as log:
-        log.write(step + "\n")
-    before = (folder / "steps.txt").read_text().split("\n").count(step) - 1
-    wrong = plan.get("step") in {step, "any"} and before < plan.get("times", 1 << 30)
+    before = (folder / "steps.txt").read_text().split().count(step) - 1
+    wrong = before < plan.get("times", 1 << 30)
     how = plan["how"] if wrong else ""
     if how == "says":
         say(plan["text"], code=plan.get("code", 255))
     if how == "hangs":
         time.sleep(600)
-    if step == "version":
-        sys.stdout.write("Android Debug Bridge version 1.0.41\nVersion 34.0.5\n")
-        return
     if how in {"cut-push", "flip-push"}:
         sent = sys.stdin.buffer.read()
         sent = sent[: len(sent) // 2] if how == "cut-push" else sent[:700] + b"#" + sent[701:]

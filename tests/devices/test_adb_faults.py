@@ -22,7 +22,7 @@ from tests.devices.pretend import Pretended
 from tests.needs import need
 
 pytestmark = pytest.mark.faults
-SENTINEL = {"mode": "sentinel", "repeats": 1}
+JOB = {"mode": "describe"}
 VERSION = b"OKAY00040029"
 
 
@@ -66,7 +66,7 @@ def _clean(phone: Pretended) -> None:
 
 def test_a_job_runs_in_the_pushed_root_which_is_pushed_once(phone: Pretended) -> None:
     for _ in range(2):
-        assert len(_connect(phone).run(SENTINEL, timeout=20)["sentinel"]["before_ns"]) == 1
+        assert _connect(phone).run(JOB, timeout=20)["python"].startswith("3.")
     assert phone.steps().count("unpack") == 1
     assert list((phone.folder / "home/tmp").glob("root-*/ready"))
     assert not list((phone.folder / "home/tmp/files").glob("*.tar"))
@@ -103,7 +103,7 @@ def test_heat_and_supply_are_told_before_and_after(phone: Pretended, tmp_path: P
 def test_what_adb_says_is_lasting_or_tried_again(phone: Pretended, text: str, *, remedy: str, steps: list[str]) -> None:
     phone.plan("hello", "says", text=text, code=1)
     with pytest.raises(DeviceError) as caught:
-        _connect(phone).run(SENTINEL, timeout=20)
+        _connect(phone).run(JOB, timeout=20)
     assert text.removeprefix("error: ")[:12] in str(caught.value)
     assert remedy in caught.value.next_step
     assert caught.value.exit_code == 4
@@ -113,23 +113,23 @@ def test_what_adb_says_is_lasting_or_tried_again(phone: Pretended, text: str, *,
 @pytest.mark.parametrize(("step", "text"), [("hello", "error: device offline"), ("run", "error: closed")])
 def test_what_passes_is_mended_by_a_whole_launch(phone: Pretended, step: str, text: str) -> None:
     phone.plan(step, "says", text=text, code=0, times=1)
-    assert _connect(phone).run(SENTINEL, timeout=20)["sentinel"]
+    assert _connect(phone).run(JOB, timeout=20)["python"]
     assert phone.steps().count(step) == 2
     _clean(phone)
 
 
 def test_another_device_under_the_same_serial_is_found_out(phone: Pretended) -> None:
     device = _connect(phone)
-    device.run(SENTINEL, timeout=20)
+    device.run(JOB, timeout=20)
     phone.plan("run", "reboot")
     with pytest.raises(DeviceError, match="another machine answers"):
-        device.run(SENTINEL, timeout=20)
+        device.run(JOB, timeout=20)
 
 
 def test_a_root_that_arrives_damaged_is_not_unpacked(phone: Pretended) -> None:
     phone.plan("push", "cut-push")
     with pytest.raises(DeviceError, match="arrived damaged"):
-        _connect(phone).run(SENTINEL, timeout=20)
+        _connect(phone).run(JOB, timeout=20)
     assert "unpack" not in phone.steps()
     assert "run" not in phone.steps()
 
@@ -137,7 +137,7 @@ def test_a_root_that_arrives_damaged_is_not_unpacked(phone: Pretended) -> None:
 def test_a_device_of_another_architecture_needs_a_runner(phone: Pretended) -> None:
     phone.program("uname", "echo x86_64")
     with pytest.raises(DeviceError, match="is x86_64") as caught:
-        _connect(phone).run(SENTINEL, timeout=20)
+        _connect(phone).run(JOB, timeout=20)
     assert "runner=" in caught.value.next_step
 
 
@@ -149,7 +149,7 @@ def test_without_the_arm64_root_the_command_that_makes_it_is_named(
     monkeypatch.setenv("EDGEEXPORT_DEVICES", str(tmp_path / "nothing"))
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
     with pytest.raises(MachineError, match="not installed") as caught:
-        _connect(phone).run(SENTINEL, timeout=20)
+        _connect(phone).run(JOB, timeout=20)
     assert caught.value.exit_code == 3
     assert "devices install emulated" in caught.value.next_step
 
@@ -161,20 +161,20 @@ def test_a_server_of_another_version_is_never_spoken_to(phone: Pretended, versio
             adb.spare_the_server(port)
             return
         with pytest.raises(DeviceError, match=f"of version {version}, the adb on the PATH of 41") as caught:
-            _connect(phone, at=f"@{port}").run(SENTINEL, timeout=20)
+            _connect(phone, at=f"@{port}").run(JOB, timeout=20)
     assert "another port" in caught.value.next_step
     assert set(phone.steps()) == {"version"}
 
 
 def test_a_server_of_our_version_is_used(phone: Pretended) -> None:
     with _server(VERSION) as port:
-        assert _connect(phone, at=f"@{port}").run(SENTINEL, timeout=20)["sentinel"]
+        assert _connect(phone, at=f"@{port}").run(JOB, timeout=20)["python"]
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"FAIL0003no!", b"OKAY", b"OKAYzzzz"])
 def test_what_is_no_adb_server_is_named(phone: Pretended, answer: bytes) -> None:
     with _server(answer) as port, pytest.raises(DeviceError, match=f"port {port} of this machine"):
-        _connect(phone, at=f"@{port}").run(SENTINEL, timeout=20)
+        _connect(phone, at=f"@{port}").run(JOB, timeout=20)
 
 
 def test_devices_are_listed_with_their_state_and_no_server_is_started(
