@@ -36,6 +36,7 @@ _PUBLIC = {
     "convert": _VERBS,
     "compare": _VERBS,
     "measure": _VERBS,
+    "inspect": "edgeexport.inspection",
     "pack": "edgeexport.bundles.pack",
     "verify": "edgeexport.bundles.verify",
     "bench": "edgeexport.benchmark",

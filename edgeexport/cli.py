@@ -164,12 +164,10 @@ def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], a
     """Show what MODEL (.onnx) holds, and what will not run or not fuse on each target, and why."""
     from edgeexport.inspection import inspect as inspect_model
     from edgeexport.inspection import read_shapes
-    from edgeexport.records.target import load_target
     from edgeexport.terminal import Display, show_inspection
 
     with Display() as display:
-        chosen = [load_target(name) for name in targets]
-        record = inspect_model(model, chosen, shapes=read_shapes(shapes), progress=display)
+        record = inspect_model(model, targets, shapes=read_shapes(shapes), progress=display)
     show_inspection(record, as_json=as_json)
 
 

@@ -23,7 +23,7 @@ from edgeexport.quantization.kernels import BOUNDARY
 from edgeexport.records.audit import Audit
 from edgeexport.records.base import digest, file_digest
 from edgeexport.records.inspection import Form, Inspection, TargetInspection
-from edgeexport.records.target import Target
+from edgeexport.records.target import Target, load_target
 from edgeexport.runtimes.ort import model_floor, target_options
 from edgeexport.runtimes.protocol import Conversion
 
@@ -39,8 +39,8 @@ _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulI
 
 
 def inspect(
-    path: Path,
-    targets: Sequence[Target] = (),
+    model: Path | str,
+    targets: Sequence[Target | str] = (),
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     samples: Sequence[Feeds] = (),
@@ -50,28 +50,29 @@ def inspect(
 
     shapes: input -> sizes, batch first, for inputs whose sizes the file leaves free. samples: feeds in the file's
     signature; without any, random ones are used and marked as such.
-    Raises CorruptFile and ModelError for a file that cannot be read.
+    Raises CorruptFile and ModelError for a file that cannot be read, RecipeError for a target that is not known.
     """
-    model = graph.load(path)
-    form = form_of(model)
-    counts = graph.macs(graph.with_input_shapes(model, shapes) if shapes else model)
-    signature = graph.signature(model)
-    subject = _Subject(path, model, form, dict(shapes or {}), samples, progress)
+    path, places = Path(model), [load_target(item) if isinstance(item, str) else item for item in targets]
+    given = graph.load(path)
+    form = form_of(given)
+    counts = graph.macs(graph.with_input_shapes(given, shapes) if shapes else given)
+    signature = graph.signature(given)
+    subject = _Subject(path, given, form, dict(shapes or {}), samples, progress)
     return Inspection(
         path=str(path),
         digest=file_digest(path),
         bytes=path.stat().st_size,
         form=form,
-        opset=graph.standard_opset(model),
-        ir_version=int(model.ir_version),
-        floor=model_floor(model),
+        opset=graph.standard_opset(given),
+        ir_version=int(given.ir_version),
+        floor=model_floor(given),
         inputs=signature.inputs,
         outputs=signature.outputs,
-        operators=graph.op_counts(model),
-        parameters=_parameters(model),
+        operators=graph.op_counts(given),
+        parameters=_parameters(given),
         macs=sum(counts.values()) if counts is not None else None,
-        subgraph_nodes=sum(graph.op_counts(model).values()) - len(model.graph.node),
-        targets=tuple(_on(subject, target) for target in targets),
+        subgraph_nodes=sum(graph.op_counts(given).values()) - len(given.graph.node),
+        targets=tuple(_on(subject, target) for target in places),
     )
 
 

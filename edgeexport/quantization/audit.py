@@ -130,15 +130,23 @@ def _islands(seen: _Running, kernels: Sequence[Kernel]) -> tuple[Island, ...]:
 def _groups(seen: _Running, indices: list[int]) -> list[list[int]]:
     """Sets of nodes that hang together by float tensors which one of them makes, each in graph order."""
     nodes = seen.model.graph.node
-    group = {index: index for index in indices}
+    label = {index: index for index in indices}  # of a union-find: a group's own label points at itself
     maker = {name: index for index in indices for name in nodes[index].output if seen.types.get(name) == "float"}
     for index in indices:
         for name in nodes[index].input:
             if name in maker:
-                old, new = group[index], group[maker[name]]
-                group = {member: new if label == old else label for member, label in group.items()}
-    labels = dict.fromkeys(group.values())
-    return [[index for index in indices if group[index] == label] for label in labels]
+                label[_root(label, index)] = _root(label, maker[name])
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(_root(label, index), []).append(index)
+    return list(groups.values())
+
+
+def _root(label: dict[int, int], index: int) -> int:
+    while label[index] != index:
+        label[index] = label[label[index]]
+        index = label[index]
+    return index
 
 
 def _place(seen: _Running, members: list[NodeProto]) -> Place | None:
