@@ -15,6 +15,7 @@ from edgeexport.workspace import version_of
 from tests.benchmarks.bar import Bar
 
 BENCHMARKS = {
+    "calibration": "EfficientNet-Lite0: peak memory at 32, 128, 1000 pictures; time beside onnxruntime's min-max",
     "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
     "devices": "a bundle on real devices: behind OpenSSH, behind adbd; each gives a valid record",
     "minilm-int8": "MiniLM in int8: cosine, latency ratio, STS-B Spearman drop, beside onnxruntime's quantize_dynamic",
