@@ -157,11 +157,18 @@ def install(device: str, *, again: bool) -> None:
 
 @commands.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@workspace_option
 @click.option("--target", "targets", multiple=True, help="A target's name, or the path of its TOML. Repeatable.")
 @click.option("--input", "shapes", multiple=True, help="NAME=1,3,224,224: sizes that the file leaves free. Repeatable.")
 @json_option
-def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], as_json: bool) -> None:
-    """Show what MODEL (.onnx) holds, and what will not run or not fuse on each target, and why."""
+def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], workspace: Path, as_json: bool) -> None:
+    """Show what MODEL (.onnx) holds, and what will not run or not fuse on each target, and why.
+
+    For a recipe (.toml): what is wrong with its calibration samples, and whether there are enough of them.
+    """
+    if model.suffix == ".toml":
+        _inspect_recipe(model, workspace, as_json=as_json)
+        return
     from edgeexport.inspection import inspect as inspect_model
     from edgeexport.inspection import read_shapes
     from edgeexport.terminal import Display, show_inspection
@@ -220,6 +227,16 @@ def tune(bundle: Path, *, out: Path | None, as_json: bool, **choices: Any) -> No
     with Display() as display:
         tuning = tune_bundle(bundle, out=out or bundle.with_suffix(".tuned.bundle"), progress=display, **choices)
     show_tuning(tuning, as_json=as_json)
+
+
+def _inspect_recipe(path: Path, workspace: Path, *, as_json: bool) -> None:
+    from edgeexport.recipe_check import inspect_recipe
+    from edgeexport.records.recipe import load_recipe
+    from edgeexport.terminal import Display, show_data_check
+
+    with Display() as display, redirect_stdout(sys.stderr):
+        report = inspect_recipe(load_recipe(path), workspace=workspace, progress=display)
+    show_data_check(report, as_json=as_json)
 
 
 def _finish(record: RunRecord, out: Path, *, as_json: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeexport.records.benchmark import BenchRecord, Entry, Gated, Tuning
+    from edgeexport.records.data_check import DataCheckReport
     from edgeexport.records.device import Reachability
     from edgeexport.records.inspection import Inspection
     from edgeexport.records.manifest import Verification
@@ -241,6 +242,18 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
             _print_line(screen, line)
         if rows := island_rows(found):
             screen.print(_table(("float island", "where", "cost", "cause"), rows))
+
+
+@printing()
+def show_data_check(report: DataCheckReport, *, as_json: bool) -> None:
+    """Show what is wrong with calibration samples, and whether there are enough."""
+    if as_json:
+        _print_json(report)
+        return
+    from edgeexport.report.data_check import data_check_lines
+
+    for line in data_check_lines(report):
+        _print_line(console(), line)
 
 
 @printing()

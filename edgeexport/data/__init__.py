@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeexport.data.arrays import check_finite, joint_digest, sample_digest
+from edgeexport.data.check import check_samples
 from edgeexport.data.disjoint import open_split, splits
 from edgeexport.data.identity import code_identity, data_identity, existing
 from edgeexport.data.prepared import Prepared, arrays
@@ -16,6 +17,7 @@ __all__ = [
     "UserCode",
     "arrays",
     "check_finite",
+    "check_samples",
     "class_names",
     "code_identity",
     "data_identity",

@@ -8,6 +8,7 @@ from edgeexport.graph.edits import lower_ir as lower_ir
 from edgeexport.graph.edits import op_counts as op_counts
 from edgeexport.graph.edits import raise_opset as raise_opset
 from edgeexport.graph.edits import standard_opset as standard_opset
+from edgeexport.graph.expected import expected_inputs as expected_inputs
 from edgeexport.graph.files import load as load
 from edgeexport.graph.files import save as save
 from edgeexport.graph.lifting import lift as lift
