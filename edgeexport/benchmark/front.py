@@ -39,7 +39,8 @@ class Benched:
         invalid += [f"{each.label}: {each.what}: {each.reason}" for each in self.gated if each.state == "unproven"]
         if invalid:
             raise DeviceError(
-                "not measured: " + " | ".join(invalid), next_step="quieten the machine, or --mode official"
+                "not measured: " + " | ".join(invalid),
+                next_step="stop other programs, or give it more time: --mode official",
             )
 
 

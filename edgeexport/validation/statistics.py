@@ -150,8 +150,9 @@ def trend(values: Sequence[float]) -> float:
 def sentinel_drift(before: Sequence[float], after: Sequence[float]) -> Drift:
     """Return how far the sentinel moved, from its times before and after each launch, in the order of time.
 
-    Two signs of throttling are looked for: launch after launch ends slower than it began (sign test), or the whole
-    series climbs or steps (Spearman); both at p < 0.01. `share` is the larger movement, shown or not.
+    Three signs of throttling are looked for: launch after launch ends slower than it began (sign test), the whole
+    series climbs (Spearman), or its first and last quarter do not overlap at all (rank sum), which finds a step near
+    either end; each at p < 0.01. `share` is the larger movement, shown or not.
     """
     import numpy as np
 
@@ -159,9 +160,12 @@ def sentinel_drift(before: Sequence[float], after: Sequence[float]) -> Drift:
     within = float(np.median(last / first)) - 1
     series = np.column_stack([first, last]).ravel()
     quarter = max(1, len(series) // 4)
-    along = float(np.median(series[-quarter:]) / np.median(series[:quarter])) - 1
+    start, end = np.sort(series[:quarter]), np.sort(series[-quarter:])
+    along = float(np.median(end) / np.median(start)) - 1
     shown_within = _sign_test(int((last > first).sum()), len(first)) < 0.01
     shown_along = abs(trend(series.tolist())) * math.sqrt(len(series) - 1) > 2.576
+    apart = bool(start[-1] < end[0] or end[-1] < start[0]) and 2 / math.comb(2 * quarter, quarter) < 0.01
+    shown_along = shown_along or apart
     shown = [abs(share) for share, is_shown in ((within, shown_within), (along, shown_along)) if is_shown]
     return Drift(max(shown), True) if shown else Drift(max(abs(within), abs(along)), False)
 

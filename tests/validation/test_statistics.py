@@ -156,8 +156,14 @@ def test_steady_machines_seldom_seem_to_drift() -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [1 + 0.15 * np.arange(24) / 23, 1 + 0.1 * (np.arange(24) >= 12), 1 + 0.1 * (np.arange(24) % 2)],
-    ids=["ramp", "step", "within"],
+    [
+        1 + 0.15 * np.arange(24) / 23,
+        1 + 0.1 * (np.arange(24) >= 12),
+        1 + 0.1 * (np.arange(24) >= 18),
+        1 + 0.1 * (np.arange(24) >= 6),
+        1 + 0.1 * (np.arange(24) % 2),
+    ],
+    ids=["ramp", "step", "late step", "early step", "within"],
 )
 def test_machines_that_throttle_are_found(shape: Any) -> None:
     rng = RNG(11)
