@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeexport.validation.measure import measure
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.load import favoured
 from tests.benchmarks.planting import Model, Planting, short_launches
 
 TRIALS = 40
@@ -22,6 +23,7 @@ SECONDS = 900.0
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     """Measure a model beside itself with 0, 5 and 10 % planted, many times."""
     short_launches()
+    niceness = favoured()
     found: dict[str, list[str]] = {name: [] for name in SHARES}
     ratios: dict[str, list[float]] = {name: [] for name in SHARES}
     invalid, began = 0, time.monotonic()
@@ -42,7 +44,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
                 ratios[key] += [claims[key].ratio.value] if key in claims else []
             sys.stderr.write(f"trial {trial + 1}: {[values[-1] for values in found.values()]}\n")
     shares = {key: values.count("slower") / len(values) for key, values in found.items()}
-    figures: dict[str, Any] = {"base_ms": level.median_ms.value, "invalid_measurements": invalid}
+    figures: dict[str, Any] = {"base_ms": level.median_ms.value, "invalid_measurements": invalid, "niceness": niceness}
     figures |= {f"found_{key}": shares[key] for key in SHARES}
     figures |= {f"median_ratio_{key}": statistics.median(values) for key, values in ratios.items() if values}
     figures |= {"trials": len(found["5"]), "seconds": time.monotonic() - began}
