@@ -186,6 +186,8 @@ def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], w
 @click.option(
     "--samples", type=click.Path(path_type=Path), help="An .npz of inputs; else a bundle's goldens, or noise."
 )
+@click.option("--affinity", default="", help="Processors to be confined to: 0,1 or 2-3.")
+@click.option("--accelerator", default="", help="The execution provider to ask onnxruntime for.")
 @click.option("--throughput", is_flag=True, help="Sweep batch and threads as well.")
 @click.option("--gate", help="Exit 1 if worse by more than this, `5%`, than --against.")
 @click.option("--against", type=click.Path(path_type=Path), help="The file whose last record the gate compares with.")

@@ -58,13 +58,25 @@ def bench_files(
         raise RequestError("a gate needs both --gate and --against", next_step="--gate 5% --against RECORD.json")
     stored = read_records(against)[-1] if against is not None else None
     allowed = share_of(gate) if gate is not None else 0.0
-    opening = {name: choices.pop(name) for name in ("threads", "samples")}
+    opening = {name: choices.pop(name) for name in ("threads", "samples", "accelerator")}
+    opening["affinity"] = processors(choices.pop("affinity"))
     with tempfile.TemporaryDirectory(prefix="edgeexport-raw-") as spare, opened(models, **opening) as subjects:
         keep = raw_folder(out) if out is not None else Path(spare)
         record = bench(subjects, keep=keep, progress=progress, **choices)
     if out is not None:
         record = append(out, record)
     return Benched(record, judged(record, stored, allowed=allowed) if stored is not None else ())
+
+
+def processors(text: str) -> tuple[int, ...]:
+    """Return the processors that `0,1` or `2-3` names, none for an empty text. Raises RequestError."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        low, _, high = part.partition("-")
+        if not (low.isdigit() and (high or low).isdigit()):
+            raise RequestError(f"{text!r} is no list of processors", next_step="write it as 0,1 or 2-3")
+        found += range(int(low), int(high or low) + 1)
+    return tuple(found)
 
 
 def draw(records: Sequence[Path], out: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,18 @@ RANDOM = "random inputs (seed 0)"
 
 @contextmanager
 def opened(
-    models: Sequence[Path | str], *, threads: int | None = None, samples: Path | None = None
+    models: Sequence[Path | str],
+    *,
+    threads: int | None = None,
+    samples: Path | None = None,
+    affinity: Sequence[int] = (),
+    accelerator: str = "",
 ) -> Iterator[list[Subject]]:
     """Give subjects for bundles and model files (.onnx, .ort, .tflite) while their files are unpacked.
 
     threads: of the runtime; None: the bundle's own, 1 for a model file. samples: an .npz of inputs by name, batch
-    first, for all; else a bundle's goldens, or seeded noise. Raises RequestError, DataError and CorruptFile.
+    first, for all; else a bundle's goldens, or seeded noise. affinity: processors to be confined to. accelerator: the
+    execution provider to ask onnxruntime for. Raises RequestError, DataError and CorruptFile.
     """
     with tempfile.TemporaryDirectory(prefix="edgeexport-bench-") as folder:
         found = []
@@ -44,13 +51,12 @@ def opened(
                 found.append(_bundle(path, Path(folder) / str(number), threads=threads, samples=samples))
             else:
                 found.append(_file(path, threads=threads or 1, samples=samples))
-        yield _labelled(found)
+        placed = [replace(each, affinity=tuple(affinity), accelerator=accelerator) for each in found]
+        yield _labelled(placed)
 
 
 def _labelled(subjects: list[Subject]) -> list[Subject]:
     """Give files of one name in several folders their number as well."""
-    from dataclasses import replace
-
     labels = [subject.label for subject in subjects]
     return [
         replace(subject, label=f"{subject.label} ({number + 1})") if labels.count(subject.label) > 1 else subject

@@ -38,11 +38,22 @@ def test_a_model_is_measured_kept_judged_and_drawn(model: Path, tmp_path: Path, 
     assert entry.energy.reason.startswith("not measured")
     gated = ["bench", str(model), "--mode", "smoke", "--gate", "5%", "--against", str(out)]
     assert main(gated) == 4
-    assert "too few launches" in capsys.readouterr().err
+    assert "not measured: m.onnx: latency: " in capsys.readouterr().err
     assert main(["report", str(out), "--out", str(tmp_path / "p.html")]) == 0
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_processors_are_those_asked_for_and_an_accelerator_that_is_not_there_is_no_measurement(
+    model: Path, capsys: Any
+) -> None:
+    assert main(["bench", str(model), "--mode", "smoke", "--affinity", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["entries"][0]["measurement"]["conditions"]
+    assert (found["affinity"], found["accelerator"]) == ([0], "CPUExecutionProvider")
+    assert main(["bench", str(model), "--mode", "smoke", "--accelerator", "CUDAExecutionProvider"]) == 4
+    assert "CUDAExecutionProvider" in capsys.readouterr().err
+    assert main(["bench", str(model), "--affinity", "big"]) == 2
 
 
 def test_a_raw_file_that_was_changed_is_not_drawn(model: Path, tmp_path: Path) -> None:
