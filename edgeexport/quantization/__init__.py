@@ -9,6 +9,7 @@ from edgeexport.quantization.encoder import choose_encoder_form as choose_encode
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
 from edgeexport.quantization.equalize import equalize as equalize
 from edgeexport.quantization.half import to_half as to_half
+from edgeexport.quantization.heads import head_floats as head_floats
 from edgeexport.quantization.integer import keep_encoder_float as keep_encoder_float
 from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
 from edgeexport.quantization.integer import quantize_static_encoder as quantize_static_encoder
@@ -18,4 +19,7 @@ from edgeexport.quantization.qdq import quantize as quantize
 from edgeexport.quantization.relearn import correct_biases as correct_biases
 from edgeexport.quantization.relearn import learn_rounding as learn_rounding
 from edgeexport.quantization.repairs import repair as repair
+from edgeexport.quantization.sensitivity import choose_float as choose_float
+from edgeexport.quantization.sensitivity import measured_wins as measured_wins
+from edgeexport.quantization.sensitivity import sensitivity as sensitivity
 from edgeexport.quantization.smooth import smooth as smooth
