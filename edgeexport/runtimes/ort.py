@@ -39,6 +39,9 @@ OPSET_FLOOR = {
 IR_FLOOR = {7: "1.3", 8: "1.9", 9: "1.15", 10: "1.18", 11: "1.23", 12: "1.23"}
 # ORT format version 6; onnxruntime 1.13 made versions before 5 unreadable and 6 added float8 scalars.
 ORT_FORMAT_FLOOR = "1.16"
+# Between integers onnxruntime gives a Conv or Gemm that was left in float an int8 weight again, one scale for all
+# channels. Every session here is opened without that, and a file that needs it says so in its options.
+FLOAT_STAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
 LEVELS = ("disable", "basic", "extended", "layout", "all")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -207,6 +210,14 @@ def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
     return target.format != "ort", (f"{found.sentence()}; {remedy}",)
 
 
+def _float_between(model: ModelProto) -> bool:
+    """Whether a Conv or Gemm with a float weight reads dequantized integers: onnxruntime would round that weight."""
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == 1}
+    real = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in model.graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm"}]
+    return any(node.input[0] in real and node.input[1] in stored for node in layers)
+
+
 def target_options(job: Conversion) -> dict[str, Any]:
     """Return how the target opens its file: threads, optimisation level, arena, and configuration entries."""
     target = job.target
@@ -215,6 +226,8 @@ def target_options(job: Conversion) -> dict[str, Any]:
         entries["session.qdqisint8allowed"] = "1"
     if _exact_sums(job)[0]:
         entries["session.x64quantprecision"] = "1"
+    if job.quantized is not None and _float_between(graph.load(job.quantized)):
+        entries |= FLOAT_STAYS
     return {
         "intra_op_num_threads": target.threads,
         "graph_optimization_level": "all",
@@ -289,7 +302,7 @@ def session_options(ort: Any, options: Mapping[str, Any]) -> Any:
     config.graph_optimization_level = getattr(ort.GraphOptimizationLevel, names[LEVELS.index(level)])
     config.enable_cpu_mem_arena = bool(options.get("enable_cpu_mem_arena", True))
     config.log_severity_level = 3
-    for key, value in options.get("config_entries", {}).items():
+    for key, value in {**FLOAT_STAYS, **options.get("config_entries", {})}.items():
         config.add_session_config_entry(key, str(value))
     return config
 

@@ -15,8 +15,9 @@ from edgeexport.quantization.heads import head_floats
 from edgeexport.quantization.placement import choose, prepared
 from edgeexport.quantization.sensitivity import choose_float, layer_groups, measured_wins, sensitivity
 from edgeexport.records.sensitivity import LayerSensitivity, Sensitivity
-from edgeexport.records.target import NumberFormat
-from edgeexport.runtimes.ort import open_session
+from edgeexport.records.target import NumberFormat, load_target
+from edgeexport.runtimes.ort import open_session, target_options
+from edgeexport.runtimes.protocol import Conversion
 from tests.needs import need
 from tests.quantization.nets import Net, pictures, small_resnet
 
@@ -63,6 +64,19 @@ def test_the_layer_that_int8_hurts_is_first_in_order_and_leaving_it_in_float_hel
     layer = {name: reason for name, reason in kept.items() if reason == kept[bad]}
     assert len(layer) == 2  # its Relu goes with it
     assert sqnr(path, layer, tmp_path) > sqnr(path, {}, tmp_path) + 3
+
+
+def test_a_layer_left_in_float_says_in_its_options_that_onnxruntime_must_leave_it_so(tmp_path):
+    path = tmp_path / "net.onnx"
+    bad = spoilt(path)
+    options = []
+    for kept in ({}, {bad: "asked for"}):
+        plan, ranges = planned(path, keep_float=kept)
+        quantization.quantize(path, plan, out=tmp_path / "int8.onnx")
+        target = load_target("linux-x86_64-vnni")
+        job = Conversion(path, tmp_path / "int8.onnx", ranges, plan, lambda: iter(pictures(1)), target)
+        options.append(target_options(job)["config_entries"])
+    assert options == [{}, {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}]
 
 
 def test_every_int8_node_stands_in_one_group_and_a_relu_goes_with_its_maker(tmp_path):
