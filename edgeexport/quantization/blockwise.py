@@ -58,7 +58,7 @@ def quantize_blockwise(
             done[label(node)] = f"int8 weights and dynamic int8 activations in blocks of {block}"
     done.update(quantize_tables(model))
     if not done:
-        raise ModelError(f"{model_path}: no linear layer and no table that can be int8")
+        raise ModelError("it has no linear layer and no table that can be int8")
     finish(model, out)
     return EncoderPlan(file_digest(model_path), "blockwise", done, kept, FLOOR)
 

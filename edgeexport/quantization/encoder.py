@@ -94,7 +94,7 @@ def choose_encoder_form(
         trial = _trial(model_path, out, samples=judged, form=form)
         trials.append(msgspec.structs.replace(trial, rewritings=rewritings, time_ratio=timed(out) if timed else None))
     if not trials:
-        raise ModelError(f"{model_path}: no int8 form can be made: {'; '.join(sorted(set(failed.values())))}")
+        raise ModelError(f"no int8 form can be made of {model_path.name}: {list(failed.values())[-1]}")
     ordered = tuple(sorted(trials, key=_rank))
     return FormChoice(file_digest(model_path), len(judged), ordered, explain(ordered), failed)
 

@@ -97,7 +97,7 @@ def _written(model_path: Path, out: Path, *, job: _Job) -> EncoderPlan:
                 job.done[label(node)] = f"int8 weights per output channel, {job.form} uint8 activations"
     job.done.update(quantize_tables(model))
     if not job.done:
-        raise ModelError(f"{model_path}: no linear layer and no table that can be int8: {_reasons(kept)}")
+        raise ModelError(f"it has no linear layer and no table that can be int8: {_reasons(kept)}")
     finish(model, out)
     return EncoderPlan(file_digest(model_path), job.form, job.done, kept, FLOOR)
 
