@@ -59,7 +59,7 @@ class Layer:
         if self.op != "Conv":
             taken: NDArray[Any] = value[places]
             return taken[None]
-        padded = np.pad(value, ((0, 0), (0, 0), *self.pads))
+        padded = np.pad(value, ((0, 0), (0, 0), *self.pads)) if any(map(any, self.pads)) else value
         reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(self.kernel, self.dilations, strict=True))
         windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, padded.ndim)))
         steps = (slice(None), slice(None), *(slice(None, None, stride) for stride in self.strides))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # Places of one sample that a layer looks at; more tell little that is new, neighbours being alike.
-PLACES = 256
+PLACES = 128
 SEED = 20_26
 KEPT_BYTES = 256 * 2**20
 _QUIET = {"config_entries": {"session.intra_op.allow_spinning": "0"}}
