@@ -11,8 +11,7 @@ model, data, out = sys.argv[1:]
 
 class Pictures(CalibrationDataReader):
     def __init__(self, path):
-        stored = np.load(path)
-        self.feeds = iter([{name: stored[name][i : i + 1] for name in stored} for i in range(len(stored["image"]))])
+        self.feeds = iter([{"image": picture[None]} for picture in np.load(path)["image"]])
 
     def get_next(self):
         return next(self.feeds, None)
