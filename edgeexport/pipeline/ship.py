@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from edgeexport.errors import ModelError
+from edgeexport.pipeline.emulating import emulated, told
 from edgeexport.pipeline.gates import max_drop, scored
 from edgeexport.pipeline.ladder import candidates
 from edgeexport.pipeline.lower import Candidate, Lane, baseline, for_target
@@ -81,6 +82,13 @@ class _Walk:
         row = msgspec.structs.replace(candidate.row, measurement=times.candidate, comparison=times.comparison)
         verdict, scores = _judged_on("selection", self.lane, candidate=candidate, base=self.base, times=times)
         if verdict.state != "fails":
+            checked = emulated(
+                self.lane.road, self.lane.target, candidate=candidate, times=times, device=self.lane.device
+            )
+            row = msgspec.structs.replace(row, emulation=checked, notes=(*row.notes, *told(checked)))
+            if checked is not None and not checked.holds:
+                self.rows.append(msgspec.structs.replace(row, status="rolled back", reason=checked.reason))
+                return None
             self.opened = True
             verdict, scores = _judged_on("evaluation", self.lane, candidate=candidate, base=self.base, times=times)
             if shipping(verdict, require_proof=self.require_proof):

@@ -49,7 +49,7 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
         from edgeexport.validation.measure import measure
 
         files = [base] if candidate.row.artifact.digest == base.row.artifact.digest else [base, candidate]
-        subjects = [_subject(road, target, candidate=each) for each in files]
+        subjects = [subject_of(road, target, candidate=each) for each in files]
         road.progress(f"measure {candidate.row.name} on {target.name}", 0.0)
         measured, compared = measure(
             subjects, device=machine, mode=MODE, progress=road.detail, keep=folder / "launches"
@@ -60,7 +60,7 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
         "source": base.lowered.key,
         "candidate": candidate.lowered.key,
         "threads": target.threads,
-        "device": _lasting(machine.describe()),
+        "device": lasting(machine.describe()),
         "mode": MODE,
         "versions": versions("numpy", *runtimes.get(target.runtime).packages),
     }
@@ -70,14 +70,14 @@ def timed(road: Road, target: Target, *, base: Candidate, candidate: Candidate, 
     return stage.record
 
 
-def _lasting(facts: DeviceFacts) -> dict[str, Any]:
-    """What of a machine's facts stays the same until somebody changes the machine."""
+def lasting(facts: DeviceFacts) -> dict[str, Any]:
+    """Return what of a machine's facts stays the same until somebody changes the machine."""
     passing = {"boot_id", "governor", "frequency_khz", "load_average", "runtime_version"}
     return {name: value for name, value in msgspec.to_builtins(facts).items() if name not in passing}
 
 
-def _subject(road: Road, target: Target, *, candidate: Candidate) -> Subject:
-    """A file with real samples and the outputs it must give for them."""
+def subject_of(road: Road, target: Target, *, candidate: Candidate) -> Subject:
+    """Return a candidate's file with real samples and the outputs it must give for them."""
     from edgeexport.validation.measure import Subject
 
     examples = examples_of(road, target, candidate=candidate)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import Record
+from edgeexport.records.emulation import EmulationRecord
 from edgeexport.records.measurement import Comparison, Measurement
 from edgeexport.records.parity import Parity
 from edgeexport.records.verdict import Drop, Score, Verdict
@@ -18,7 +19,8 @@ class Rung(Record):
     float included), "fp16". target: None for rungs
     that all targets share. status: "kept", "rolled back" (its gate failed), "shipped" (in the target's bundle),
     "not chosen" (held, but another rung is better). reason: one sentence for everything but "kept".
-    parity: against the rung below. score, drop: on the selection split, against the source.
+    parity: against the rung below. score, drop: on the selection split, against the source. emulation: outputs and
+    instructions on emulated CPUs like the target's, where no device ran it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Rung(Record):
     drop: Drop | None = None
     measurement: Measurement | None = None
     comparison: Comparison | None = None
+    emulation: EmulationRecord | None = None
     notes: tuple[str, ...] = ()
 
 

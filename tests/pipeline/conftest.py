@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ metric = "agreement"
 [[step]]
 do = "quantize"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unemulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No emulated CPUs, which would make every run seconds longer; test_emulating.py has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEEXPORT_DEVICES", str(tmp_path_factory.mktemp("no-devices")))
+        yield
 
 
 class Desk:
