@@ -370,6 +370,8 @@ def marker(job: Job) -> Callable[[int], object]:
     """Return what mode `count` calls before and after each inference: getpriority of nobody, which emulators see."""
     if job["mode"] != "count":
         return lambda _: None
+    gc.collect()
+    gc.disable()  # a collection is no part of an inference
     getpriority = __import__("ctypes").CDLL(None).getpriority
     return lambda number: getpriority(COUNT_MARK, number)
 

@@ -14,7 +14,7 @@ from edgeexport.pipeline.timing import NO_DEVICE, lasting, subject_of
 from edgeexport.records.emulation import EmulatedRun, EmulationRecord
 from edgeexport.records.stages import Timed
 from edgeexport.records.target import Target
-from edgeexport.validation.emulation import presets_for, validate_emulated
+from edgeexport.validation.emulation import not_validated, presets_for, validate_emulated
 from edgeexport.workspace import versions
 
 
@@ -28,12 +28,14 @@ def emulated(
     if times.candidate is not None or device == NO_DEVICE or not presets_for(target):
         return None
 
+    absent = not_validated(candidate.row.artifact.digest, target)
+    if absent is not None:
+        return absent
+
     def check() -> EmulationRecord:
         subject = subject_of(road, target, candidate=candidate)
         return validate_emulated(subject, target, int8=candidate.row.form == "int8", progress=road.detail)
 
-    if root.missing():
-        return check()
     road.progress(f"emulate {candidate.row.name} for {target.name}", None)
     key = {
         "candidate": candidate.lowered.key,

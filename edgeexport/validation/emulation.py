@@ -57,10 +57,10 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
     target, the record has no runs and a note that says why.
     Raises MissingExtra when this machine lacks the runtime, CorruptFile when the installation was changed.
     """
-    presets, absent = presets_for(target), root.missing()
-    if not presets or absent:
-        why = f"run `{root.INSTALL}`" if presets else f"no emulated CPU stands for {target.name}"
-        return _record(subject, target, runs=(), notes=(f"not validated under emulation: {why}",))
+    absent = not_validated(subject.digest, target)
+    if absent is not None:
+        return absent
+    presets = presets_for(target)
     samples = subject.samples()
     cycled = [samples[index % len(samples)] for index in range(max(len(samples), WARM_UPS + COUNTED))]
     longer, reference = replace(subject, inputs=cycled), _reference(subject, devices.get("local"))
@@ -80,6 +80,16 @@ def _record(
 ) -> EmulationRecord:
     reason = "; ".join(f"{run.device}: {run.reason}" for run in runs if not run.holds)
     return EmulationRecord(target.name, subject.digest, holds=not reason, reason=reason, runs=runs, notes=notes)
+
+
+def not_validated(artifact: str, target: Target) -> EmulationRecord | None:
+    """Return the record of a file that cannot be run under emulation here, with the reason; None where it can."""
+    presets, absent = presets_for(target), root.missing()
+    if presets and not absent:
+        return None
+    why = f"run `{root.INSTALL}`" if presets else f"no emulated CPU stands for {target.name}"
+    notes = (f"not validated under emulation: {why}",)
+    return EmulationRecord(target.name, artifact, holds=True, notes=notes)
 
 
 def saturates(facts: DeviceFacts) -> bool:
