@@ -6,6 +6,7 @@ memory is the resident set of this process, which is what a user sees and what a
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ _BYTES_A_VALUE = 4
 _BYTES_A_HISTOGRAM = 2 * HALF * 8
 # What the model holds of its own tensors while it runs, in sizes of the largest one that is looked at.
 _WORKING_TENSORS = 4
+# While a session is opened: the exposed model, its bytes, the session's own weights and those packed for its kernels.
+_WEIGHT_COPIES = 4
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -70,7 +73,7 @@ class Room:
         for name, count in sizes(self.model, self.names, feeds=feeds).items():
             self.bytes_of[name] = max(self.bytes_of.get(name, 0), count * _BYTES_A_VALUE)
         if not self._measured:
-            weights = self.model.ByteSize()
+            weights = _WEIGHT_COPIES * self.model.ByteSize()
             kept = len(self.names) * _BYTES_A_HISTOGRAM
             self._free = (self.limit_mb or 0) * 1_000_000 - resident() - weights - kept
 
@@ -84,7 +87,13 @@ class Room:
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process holds now; 0 where the system does not tell."""
+    """Return the bytes of memory that this process holds now; 0 where the system does not tell.
+
+    What the C library keeps of memory that was freed is given back first, or it would count as held.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     facts = Path("/proc/self/status")
     if not facts.is_file():
         return 0

@@ -91,7 +91,7 @@ def crowd(monkeypatch: pytest.MonkeyPatch, samples: list[Feeds]) -> None:
     largest = max(feeds["image"].size for feeds in samples) // 3 * 8 * 4
     monkeypatch.setattr(room, "_BYTES_A_HISTOGRAM", 0)
     monkeypatch.setattr(room, "_WORKING_TENSORS", 0)
-    monkeypatch.setattr(room, "resident", lambda: 10_000_000 - 8_000 - largest)
+    monkeypatch.setattr(room, "resident", lambda: 10_000_000 - 24_000 - largest)
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
