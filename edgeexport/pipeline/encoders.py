@@ -6,6 +6,7 @@ order that these numbers give, and each row says why it stands where it does.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def _choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
 
     def make(folder: Path) -> FormChoice:
         road.progress(f"try int8 forms of {rung.name}'s linear layers", None)
-        feeds = _feeds(lane, rung)
+        feeds = first_feeds(lane, rung, count=SAMPLES)
         return quantization.choose_encoder_form(
             spine_path(rung), feeds, numbers=numbers, folder=folder, progress=road.detail
         )
@@ -98,9 +99,9 @@ def _choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
     return road.workspace.stage("encoder", key=key, make=make, kind=FormChoice)
 
 
-def _feeds(lane: Lane, rung: TorchRung) -> list[Feeds]:
-    feeds = calibration_feeds(lane.road, rung)
-    return [sample for sample, _ in zip(feeds, range(SAMPLES), strict=False)]
+def first_feeds(lane: Lane, rung: TorchRung, *, count: int) -> list[Feeds]:
+    """Return the first calibration samples, at most `count`, in the spine's signature."""
+    return list(itertools.islice(calibration_feeds(lane.road, rung), count))
 
 
 def _building(lane: Lane, rung: TorchRung, *, choice: Stage[FormChoice], trial: FormTrial) -> Callable[[], Built]:

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeexport import graph, quantization, runtimes
 from edgeexport.pipeline.gates import SPINE_RUNTIME
-from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibrated
+from edgeexport.pipeline.lower import INT8, Lane, calibrated
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -39,25 +39,25 @@ class Static:
     keep_float: Mapping[str, str]
 
 
-def static_form(lane: Lane, rung: TorchRung, *, choice: Static, name: str) -> Form:
-    """The rung's own weights in the target's number format."""
-    return Form(name, rung, lambda: Built(rung, static(lane, rung, choice=choice, of=rung)))
-
-
 def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Stage[Quantized]:
     """Plan and write the int8 QDQ file of a rung, and compare it with the standing rung that it is a form of."""
-    road, target = lane.road, lane.target
-    numbers = target.numbers()
-    ranges = calibrated(road, rung, method=choice.method, symmetric=numbers.symmetric_activations)
-    path = spine_path(rung)
+    road = lane.road
+    ranges = calibrated(road, rung, method=choice.method, symmetric=lane.target.numbers().symmetric_activations)
 
     def make(folder: Path) -> Quantized:
         road.progress(f"quantize {of.name} ({choice.method})", None)
-        plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=choice.keep_float)
+        plan = planned(lane, rung, choice=choice, ranges=ranges.record)
         return written(lane, rung, plan=plan, ranges=ranges.record, folder=folder, of=of)
 
     key = static_key(lane, choice=choice, ranges=ranges, of=of)
     return road.workspace.stage("quantize", key=key, make=make, kind=Quantized)
+
+
+def planned(lane: Lane, rung: TorchRung, *, choice: Static, ranges: Ranges) -> QuantizationPlan:
+    """Plan a rung's integers; heads whose outputs share a Concat but no range stay in float."""
+    path = spine_path(rung)
+    kept = {**quantization.head_floats(path, ranges), **choice.keep_float}
+    return quantization.plan_quantization(path, ranges, numbers=lane.target.numbers(), keep_float=kept)
 
 
 def static_key(lane: Lane, *, choice: Static, ranges: Stage[Ranges], of: TorchRung) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from edgeexport.pipeline.encoders import half_form, is_encoder, linear_forms
-from edgeexport.pipeline.forms import Static, static_form
-from edgeexport.pipeline.lower import Built, Candidate, Form, Lane, candidate, fp32_candidate
+from edgeexport.pipeline.forms import Static
+from edgeexport.pipeline.lower import Candidate, Form, Lane, candidate, fp32_candidate
+from edgeexport.pipeline.mixing import float_layers
 from edgeexport.pipeline.repairing import repaired
-from edgeexport.pipeline.reweighting import Refinement, equalized, refined
+from edgeexport.pipeline.reweighting import Way, static_int8
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
@@ -48,16 +49,39 @@ def _reduced(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candida
     yield from _each(lane, half_form(lane, rung))
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A static int8 form: what is done to the weights, how ranges are chosen, how many layers are left in float."""
+
+    way: Way
+    choice: Static
+    floats: int = 0
+
+    def form(self, lane: Lane, rung: TorchRung) -> Form:
+        """The form, named by what is done."""
+        left = f"{self.floats} in float" if self.floats else ""
+        name = " ".join(filter(None, [rung.name, "int8", self.way, self.choice.method, left]))
+        return Form(name, rung, lambda: static_int8(lane, rung, way=self.way, choice=self.choice))
+
+
+Found: TypeAlias = "list[tuple[_Attempt, Candidate]]"
+
+
 def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
     """Yield the static int8 forms; return how the last one failed."""
-    found: list[Candidate] = []
+    found: Found = []
     if step.improve == "always":
-        return (yield from _contest(lane, rung, step=step))
-    fault = yield from _tried(lane, _plain(lane, rung, step=step), found=found)
-    if fault == "accuracy" and step.improve != "never":
-        fault = yield from _tried(lane, _better(lane, rung, step=step, found=found), found=found)
+        fault = yield from _contest(lane, rung, step=step, found=found)
+    else:
+        fault = yield from _tried(lane, rung, _plain(step), found=found)
+        if fault == "accuracy" and step.improve != "never":
+            fault = yield from _tried(lane, rung, _better(step, found), found=found)
+    if fault == "accuracy" and found:
+        fault = yield from _tried(lane, rung, _mixed(lane, found), found=found)
     if fault == "speed":
-        yield from _tried(lane, _faster(lane, rung, step=step, slow=found[-1]), found=found)
+        attempt, slow = found[-1]
+        form = Form(f"{slow.row.name} repaired", rung, lambda: repaired(lane, slow, choice=attempt.choice, of=rung))
+        yield candidate(lane, form)
     return fault
 
 
@@ -67,17 +91,34 @@ def _each(lane: Lane, forms: Iterable[Form]) -> Iterator[Candidate | Rung]:
         yield candidate(lane, form)
 
 
-def _tried(lane: Lane, forms: Iterable[Form], *, found: list[Candidate]) -> Climb:
-    """Yield forms one by one as long as they fail by losing too much; return how the last one failed."""
-    fault: Fault = "unbuilt"
-    for form in forms:
-        made = candidate(lane, form)
+def _tried(lane: Lane, rung: TorchRung, attempts: Iterable[_Attempt], *, found: Found) -> Climb:
+    """Yield attempts one by one as long as they fail by losing too much; return how the last one failed."""
+    fault: Fault = "accuracy" if found else "unbuilt"
+    for attempt in attempts:
+        made = candidate(lane, attempt.form(lane, rung))
         yield made
         fault = _fault(lane, made)
         if isinstance(made, Candidate):
-            found.append(made)
+            found.append((attempt, made))
         if fault != "accuracy":
             break
+    return fault
+
+
+def _contest(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Climb:
+    """Build every form with the layers that can be int8, and yield them by what they lose, least first."""
+    for attempts in (_plain(step), _better(step, found)):
+        for attempt in attempts:
+            made = candidate(lane, attempt.form(lane, rung))
+            if isinstance(made, Candidate):
+                found.append((attempt, made))
+            else:
+                yield made
+    found.sort(key=_merit)
+    fault: Fault = "unbuilt"
+    for _, made in found:
+        yield made
+        fault = _fault(lane, made)
     return fault
 
 
@@ -93,67 +134,33 @@ def _fault(lane: Lane, refused: Candidate | Rung) -> Fault:
     return "speed" if failing & {"never_slower", "max_latency_ms"} else "other"
 
 
-def _plain(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Form]:
+def _plain(step: Quantize) -> Iterator[_Attempt]:
     """The rung's own weights, by one way of choosing ranges after the other."""
+    asked = dict.fromkeys(step.keep_float, "asked for in the recipe")
     for method in step.methods:
-        yield static_form(lane, rung, choice=_static(step, method), name=f"{rung.name} int8 {method}")
+        yield _Attempt("", Static(method, asked))
 
 
-def _faster(lane: Lane, rung: TorchRung, *, step: Quantize, slow: Candidate) -> Iterator[Form]:
-    """The same form with the edits that are measured faster."""
-    plan = slow.quantized.record.plan if slow.quantized else None
-    choice = _static(step, plan.method if plan else step.methods[0])
-    yield Form(f"{slow.row.name} repaired", rung, lambda: repaired(lane, slow, choice=choice, of=rung))
-
-
-def _better(lane: Lane, rung: TorchRung, *, step: Quantize, found: list[Candidate]) -> Iterator[Form]:
+def _better(step: Quantize, found: Found) -> Iterator[_Attempt]:
     """Weights changed to lose less: balanced, then rounded by what they do, on top of what was best so far."""
-    choice = _static(step, _method(found) or step.methods[0])
-    balanced = f"{rung.name} int8 equalized {choice.method}"
-    yield Form(balanced, rung, lambda: _from_equalized(lane, rung, choice=choice, how="bias-corrected"))
-    if found and min(found, key=merit).row.name == balanced:
-        name = f"{rung.name} int8 equalized rounded {choice.method}"
-        yield Form(name, rung, lambda: _from_equalized(lane, rung, choice=choice, how="rounded"))
-    else:
-        name = f"{rung.name} int8 rounded {choice.method}"
-        yield Form(name, rung, lambda: refined(lane, rung, choice=choice, how="rounded", of=rung))
+    choice = min(found, key=_merit)[0].choice if found else next(_plain(step)).choice
+    yield _Attempt("equalized", choice)
+    helped = bool(found) and min(found, key=_merit)[0].way == "equalized"
+    yield _Attempt("equalized rounded" if helped else "rounded", choice)
 
 
-def _from_equalized(lane: Lane, rung: TorchRung, *, choice: Static, how: Refinement) -> Built:
-    """Equalize, then refine: in two stages, since ranges are collected in between."""
-    built = refined(lane, equalized(lane, rung), choice=choice, how=how, of=rung)
-    return replace(built, before=(rung.spine.record.artifact, *built.before))
+def _mixed(lane: Lane, found: Found) -> Iterator[_Attempt]:
+    """The best form so far with ever more layers in float, those first that lose most for what int8 wins there."""
+    best, tried = min(found, key=_merit)
+    layers = float_layers(lane, tried)
+    doubling = {1 << step for step in range(len(layers).bit_length())}
+    for count in sorted({*doubling, len(layers)} if layers else ()):
+        left = {name: reason for layer in layers[:count] for name, reason in layer.items()}
+        yield replace(best, choice=Static(best.choice.method, {**best.choice.keep_float, **left}), floats=count)
 
 
-def _contest(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
-    """Build every static form, and yield them by what they lose on the selection split, least first."""
-    found: list[Candidate] = []
-    fault: Fault = "unbuilt"
-    for forms in (_plain(lane, rung, step=step), _better(lane, rung, step=step, found=found)):
-        for made in (candidate(lane, form) for form in forms):
-            if isinstance(made, Candidate):
-                found.append(made)
-            else:
-                yield made
-    for made in sorted(found, key=merit):
-        yield made
-        fault = _fault(lane, made)
-    return fault
-
-
-def merit(tried: Candidate) -> tuple[bool, float, float]:
+def _merit(tried: tuple[_Attempt, Candidate]) -> tuple[bool, float, float]:
     """What a form loses on the selection split, to sort by: gates first, then the metric, then SQNR against float."""
-    row = tried.row
+    row = tried[1].row
     lost = row.drop.value if row.drop else math.inf
-    return not tried.stands, lost, -(row.parity.worst_sqnr_db() if row.parity else 0.0)
-
-
-def _method(found: list[Candidate]) -> str:
-    """The calibration method of the form that lost least; empty when there is none."""
-    best = min(found, key=merit, default=None)
-    plan = best.quantized.record.plan if best is not None and best.quantized is not None else None
-    return plan.method if plan else ""
-
-
-def _static(step: Quantize, method: str) -> Static:
-    return Static(method, dict.fromkeys(step.keep_float, "asked for in the recipe"))
+    return not tried[1].stands, lost, -(row.parity.worst_sqnr_db() if row.parity else 0.0)

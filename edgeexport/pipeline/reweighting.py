@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeexport import quantization
-from edgeexport.pipeline.forms import Rework, Static, rework, spine_path, static_key, written
+from edgeexport.pipeline.forms import Rework, Static, planned, rework, spine_path, static, static_key, written
 from edgeexport.pipeline.lower import Built, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -26,10 +26,23 @@ from edgeexport.records.stages import Quantized, Refined
 from edgeexport.workspace import Stage
 
 Refinement: TypeAlias = Literal["bias-corrected", "rounded"]
+# What is done to weights before they are quantized; "" is nothing. Equalized weights get corrected biases as well.
+Way: TypeAlias = Literal["", "equalized", "rounded", "equalized rounded"]
 REFINEMENTS: Mapping[Refinement, Callable[..., QuantizationPlan]] = MappingProxyType({
     "bias-corrected": quantization.correct_biases,
     "rounded": quantization.learn_rounding,
 })  # fmt: skip
+
+
+def static_int8(lane: Lane, rung: TorchRung, *, way: Way, choice: Static) -> Built:
+    """Quantize a rung after its weights went one of the ways."""
+    if not way:
+        return Built(rung, static(lane, rung, choice=choice, of=rung))
+    if way == "rounded":
+        return refined(lane, rung, choice=choice, how="rounded", of=rung)
+    how: Refinement = "rounded" if way == "equalized rounded" else "bias-corrected"
+    built = refined(lane, equalized(lane, rung), choice=choice, how=how, of=rung)
+    return replace(built, before=(rung.spine.record.artifact, *built.before))
 
 
 def equalized(lane: Lane, rung: TorchRung) -> TorchRung:
@@ -47,13 +60,13 @@ def equalized(lane: Lane, rung: TorchRung) -> TorchRung:
 
 def refined(lane: Lane, rung: TorchRung, *, choice: Static, how: Refinement, of: TorchRung) -> Built:
     """Plan a rung, change its weights to suit the plan, and quantize the result."""
-    road, numbers = lane.road, lane.target.numbers()
-    ranges = calibrated(road, rung, method=choice.method, symmetric=numbers.symmetric_activations)
+    road = lane.road
+    ranges = calibrated(road, rung, method=choice.method, symmetric=lane.target.numbers().symmetric_activations)
     path = spine_path(rung)
 
     def make(folder: Path) -> Refined:
         road.progress(f"{of.name}: {how} weights", 0.0)
-        plan = quantization.plan_quantization(path, ranges.record, numbers=numbers, keep_float=choice.keep_float)
+        plan = planned(lane, rung, choice=choice, ranges=ranges.record)
         out = folder / SPINE
         feeds = calibration_feeds(road, rung)
         plan = REFINEMENTS[how](path, plan, samples=feeds, out=out, progress=road.detail)

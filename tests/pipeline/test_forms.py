@@ -79,3 +79,37 @@ def test_always_improving_ships_the_form_that_loses_least(desk):
     stages = [path.name.split("-")[0] for path in (desk.folder / "work" / "stages").iterdir()]
     assert stages.count("refine") == 2
     assert stages.count("convert") == 5
+
+
+FRONT = """
+import torch
+from torch import nn
+
+
+class Front(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.power = nn.Conv2d(1, 16, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 10))
+
+    def forward(self, image):
+        wide = self.power(image)
+        return self.body(torch.log(wide * wide * wide * wide + 1e-6))
+
+
+def net():
+    torch.manual_seed(0)
+    return Front()
+"""
+
+
+def test_layers_that_int8_ruins_are_left_in_float_and_the_rest_ships_in_int8(desk):
+    desk.write("models.py", FRONT)
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax"]\nimprove = "never"')
+    desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 5.0\n\n[[step]]")
+    assert desk.run() == 0
+    rows = _rows(desk)
+    shipped = next(row for row in rows.values() if row["status"] == "shipped")
+    assert shipped["name"].endswith("in float")
+    assert rows["source int8 minmax"]["status"] == "rolled back"
+    assert shipped["drop"]["value"] <= 5.0
