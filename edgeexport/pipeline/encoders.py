@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeexport import graph, quantization
+from edgeexport import quantization
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibration_feeds
@@ -36,7 +36,7 @@ NORMALIZATION = "LayerNormalization"
 
 def is_encoder(rung: TorchRung) -> bool:
     """Whether a rung's spine normalizes over features, as transformers do: plain static int8 fails such networks."""
-    return any(node.op_type == NORMALIZATION for node in graph.load(spine_path(rung)).graph.node)
+    return NORMALIZATION in rung.spine.record.operators
 
 
 def linear_forms(lane: Lane, rung: TorchRung) -> Iterator[Form]:

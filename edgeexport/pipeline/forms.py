@@ -124,7 +124,7 @@ def rework(road: Road, rung: TorchRung, *, change: Rework) -> TorchRung:
     spine = rung.spine.record
 
     def make(folder: Path) -> Spine:
-        road.progress(f"{change.name}: {rung.name}", None)
+        road.progress(f"{change.name} {rung.name}", None)
         out = folder / SPINE
         notes = change.write(spine_path(rung), out)
         artifact = Artifact(SPINE, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, change.name)

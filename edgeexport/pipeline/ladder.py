@@ -17,7 +17,7 @@ from edgeexport.pipeline.forms import Static
 from edgeexport.pipeline.lower import Candidate, Form, Lane, candidate, fp32_candidate
 from edgeexport.pipeline.mixing import float_layers
 from edgeexport.pipeline.repairing import repaired
-from edgeexport.pipeline.reweighting import Way, static_int8
+from edgeexport.pipeline.reweighting import WAYS, Way, static_int8
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
@@ -142,11 +142,10 @@ def _plain(step: Quantize) -> Iterator[_Attempt]:
 
 
 def _better(step: Quantize, found: Found) -> Iterator[_Attempt]:
-    """Weights changed to lose less: balanced, then rounded by what they do, on top of what was best so far."""
+    """Weights changed to lose less: rounded by what they do, then balanced between layers before that."""
     choice = min(found, key=_merit)[0].choice if found else next(_plain(step)).choice
-    yield _Attempt("equalized", choice)
-    helped = bool(found) and min(found, key=_merit)[0].way == "equalized"
-    yield _Attempt("equalized rounded" if helped else "rounded", choice)
+    for way in WAYS if step.improve == "always" else WAYS[-2:]:
+        yield _Attempt(way, choice)
 
 
 def _mixed(lane: Lane, found: Found) -> Iterator[_Attempt]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport import quantization
+from edgeexport import quantization, runtimes
 from edgeexport.errors import DeviceError, ModelError
-from edgeexport.pipeline.forms import Static, spine_path, written
-from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated
+from edgeexport.pipeline.forms import Static, planned, spine_path, written
+from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -22,6 +22,7 @@ from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.stages import Quantized, Refined
+from edgeexport.runtimes.protocol import Conversion
 from edgeexport.workspace import Stage, versions
 
 if TYPE_CHECKING:
@@ -86,12 +87,18 @@ def _bench(lane: Lane, slow: Candidate, *, choice: Static, machine: Device) -> B
         )
         edited = replace(slow.rung, spine=Stage(record, spine.parent, file_digest(spine), fresh=True))
         ranges = calibrated(road, edited, method=choice.method, symmetric=numbers.symmetric_activations).record
-        return quantization.plan_quantization(spine, ranges, numbers=numbers, keep_float=choice.keep_float)
+        return planned(lane, edited, choice=choice, ranges=ranges)
+
+    def build(spine: Path, plan: QuantizationPlan, *, out: Path) -> None:
+        quantized = out.with_suffix(".qdq.onnx")
+        quantization.quantize(spine, plan, out=quantized)
+        job = Conversion(spine, quantized, None, plan, lambda: calibration_feeds(road, slow.rung), lane.target)
+        runtimes.get(RUNTIME).convert(job, out)
 
     def timed(now: Path, edited: Path) -> float:
         return _ratio(lane, (now, edited), slow=slow, machine=machine)
 
-    return Bench(replan, lambda spine, plan, out: quantization.quantize(spine, plan, out=out), timed, feeds)
+    return Bench(replan, lambda spine, plan, out: build(spine, plan, out=out), timed, feeds)
 
 
 def _ratio(lane: Lane, files: tuple[Path, Path], *, slow: Candidate, machine: Device) -> float:

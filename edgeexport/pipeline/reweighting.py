@@ -28,6 +28,7 @@ from edgeexport.workspace import Stage
 Refinement: TypeAlias = Literal["bias-corrected", "rounded"]
 # What is done to weights before they are quantized; "" is nothing. Equalized weights get corrected biases as well.
 Way: TypeAlias = Literal["", "equalized", "rounded", "equalized rounded"]
+WAYS: tuple[Way, ...] = ("equalized", "rounded", "equalized rounded")
 REFINEMENTS: Mapping[Refinement, Callable[..., QuantizationPlan]] = MappingProxyType({
     "bias-corrected": quantization.correct_biases,
     "rounded": quantization.learn_rounding,
@@ -65,7 +66,7 @@ def refined(lane: Lane, rung: TorchRung, *, choice: Static, how: Refinement, of:
     path = spine_path(rung)
 
     def make(folder: Path) -> Refined:
-        road.progress(f"{of.name}: {how} weights", 0.0)
+        road.progress(f"change weights of {of.name} ({how})", 0.0)
         plan = planned(lane, rung, choice=choice, ranges=ranges.record)
         out = folder / SPINE
         feeds = calibration_feeds(road, rung)

@@ -46,8 +46,8 @@ def export_spine(
             progress=road.detail,
         )
         artifact, _, notes = _clean(road, folder, maker=f"export {name}", parent=parent)
-        signature = graph.signature(graph.load(folder / SPINE))
-        return Spine(artifact, signature, exported.exporter, exported.parity, (*exported.notes, *notes))
+        told = (*exported.notes, *notes)
+        return _record(artifact, folder, exporter=exported.exporter, parity=exported.parity, notes=told)
 
     full = {"what": key, "inputs": model.inputs, "outputs": model.outputs, "versions": versions(*PACKAGES)}
     return road.workspace.stage("export", key={**full, **road.data_key("calibration")}, make=make, kind=Spine)
@@ -62,11 +62,16 @@ def onnx_spine(road: Road) -> Stage[Spine]:
         road.progress("read the .onnx source", None)
         graph.save(read_source(recipe), folder / RAW)
         artifact, parity, notes = _clean(road, folder, maker="clean", parent=file_digest(origin))
-        signature = graph.signature(graph.load(folder / SPINE))
-        return Spine(artifact, signature, "given as ONNX", parity, notes)
+        return _record(artifact, folder, exporter="given as ONNX", parity=parity, notes=notes)
 
     key = {"what": model_key(recipe.model, recipe, workspace=road.workspace), "versions": versions(*PACKAGES)}
     return road.workspace.stage("clean", key={**key, **road.data_key("calibration")}, make=make, kind=Spine)
+
+
+def _record(artifact: Artifact, folder: Path, *, exporter: str, parity: Parity | None, notes: tuple[str, ...]) -> Spine:
+    model = graph.load(folder / SPINE)
+    operators = tuple(sorted({node.op_type for node in model.graph.node}))
+    return Spine(artifact, graph.signature(model), exporter, parity, notes, operators)
 
 
 def read_source(recipe: Recipe) -> Any:

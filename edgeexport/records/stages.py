@@ -14,13 +14,17 @@ from edgeexport.records.verdict import Drop, Score
 
 
 class Spine(Record):
-    """A cleaned fp32 ONNX file. parity: against what it was exported or cleaned from. exporter: the route kept."""
+    """A cleaned fp32 ONNX file. parity: against what it was exported or cleaned from. exporter: the route kept.
+
+    operators: the types of the main graph's nodes, so that a finished run knows them without reading the file.
+    """
 
     artifact: Artifact
     signature: Signature
     exporter: str
     parity: Parity | None
     notes: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
 
 
 class ExternalFiles(Record):
