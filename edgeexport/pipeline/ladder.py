@@ -73,11 +73,11 @@ def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
     if step.improve == "always":
         fault = yield from _contest(lane, rung, step=step, found=found)
     else:
-        fault = yield from _tried(lane, rung, _plain(step), found=found)
+        fault = yield from _tried(lane, rung, attempts=_plain(step), found=found)
         if fault == "accuracy" and step.improve != "never":
-            fault = yield from _tried(lane, rung, _better(step, found), found=found)
+            fault = yield from _tried(lane, rung, attempts=_better(step, found), found=found)
     if fault == "accuracy" and found:
-        fault = yield from _tried(lane, rung, _mixed(lane, found), found=found)
+        fault = yield from _tried(lane, rung, attempts=_mixed(lane, found), found=found)
     if fault == "speed":
         attempt, slow = found[-1]
         form = Form(f"{slow.row.name} repaired", rung, lambda: repaired(lane, slow, choice=attempt.choice, of=rung))
@@ -91,7 +91,7 @@ def _each(lane: Lane, forms: Iterable[Form]) -> Iterator[Candidate | Rung]:
         yield candidate(lane, form)
 
 
-def _tried(lane: Lane, rung: TorchRung, attempts: Iterable[_Attempt], *, found: Found) -> Climb:
+def _tried(lane: Lane, rung: TorchRung, *, attempts: Iterable[_Attempt], found: Found) -> Climb:
     """Yield attempts one by one as long as they fail by losing too much; return how the last one failed."""
     fault: Fault = "accuracy" if found else "unbuilt"
     for attempt in attempts:
