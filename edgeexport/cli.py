@@ -143,13 +143,16 @@ def devices(context: click.Context, as_json: bool) -> None:
 
 
 @devices.command()
-@click.argument("device", type=click.Choice(["emulated"]))
+@click.argument("device", type=click.Choice(["emulated", "browser"]))
 @click.option("--again", is_flag=True, help="Build it anew even if it is there.")
 def install(device: str, *, again: bool) -> None:
-    """Install DEVICE for this user: emulated Arm CPUs, with their Python and runtimes, in the cache folder."""
-    from edgeexport.devices.emulated.install import install as build
+    """Install DEVICE in this user's cache folder: emulated Arm CPUs with their runtimes, or onnxruntime-web (npm)."""
     from edgeexport.terminal import Display
 
+    if device == "browser":
+        from edgeexport.devices.browser.installed import install as build
+    else:
+        from edgeexport.devices.emulated.install import install as build
     with Display() as display, redirect_stdout(sys.stderr):
         folder = build(again=again, progress=display)
     click.echo(f"{device}  {folder}")

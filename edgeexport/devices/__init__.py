@@ -12,7 +12,7 @@ from edgeexport.errors import RequestError
 from edgeexport.records.device import Reachability
 
 # Scheme of a reference -> module with `connect(reference) -> Device` and `available() -> tuple[Reachability, ...]`.
-DEVICES = {name: f"edgeexport.devices.{name}" for name in ("local", "emulated", "ssh", "adb")}
+DEVICES = {name: f"edgeexport.devices.{name}" for name in ("local", "emulated", "ssh", "adb", "browser")}
 
 
 def names() -> tuple[str, ...]:

@@ -76,8 +76,10 @@ class _Sentinel(msgspec.Struct, frozen=True):
 
 
 class _Timed(msgspec.Struct, frozen=True):
+    """cpu_seconds: None where no clock tells them (a browser)."""
+
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float | None
     began_ns: int | None = None
     process_threads: int | None = None
 
@@ -209,7 +211,10 @@ def _other_accelerator(launches: Sequence[Launch], demand: Demand) -> Complaints
 def _other_threads(launches: Sequence[Launch], demand: Demand) -> Complaints:
     for actual in {each.threads.actual for each in launches} - {demand.threads}:
         yield True, f"ran with {actual} threads, {demand.threads} were asked for"
-    busy = [each.timed.cpu_seconds / each.timed.seconds for each in launches]
+    told = [each.timed for each in launches]
+    busy = [timed.cpu_seconds / timed.seconds for timed in told if timed.cpu_seconds is not None]
+    if not busy:
+        return
     if max(busy) > BUSY_SHARE * demand.threads:
         yield True, f"kept {max(busy):.1f} cores busy with {demand.threads} thread(s) asked for"
     if demand.threads == 1 and min(busy) < CONTENDED_SHARE:

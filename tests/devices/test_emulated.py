@@ -13,6 +13,7 @@ from edgeexport.devices import emulated
 from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.counts import read_counts
 from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError
 from edgeexport.records.base import to_json
 from edgeexport.records.emulation import Installed
@@ -27,7 +28,7 @@ SECONDS = 120
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place of an installation, with nothing in it."""
-    monkeypatch.setenv(root.HOME_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     return root.folder()
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from edgeexport.devices.emulated import install, root
+from edgeexport.devices.home import HOME_VARIABLE, home
 from edgeexport.errors import MachineError
 from tests.needs import need
 
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(root.HOME_VARIABLE, str(tmp_path / "devices"))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "devices"))
     return root.folder()
 
 
@@ -40,7 +41,7 @@ def test_what_apt_says_is_in_the_error_and_nothing_half_made_stays(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     with pytest.raises(MachineError, match="Temporary failure resolving"):
         install.install()
-    assert [path.name for path in root.home().iterdir()] == ["downloads"]
+    assert [path.name for path in home().iterdir()] == ["downloads"]
 
 
 def test_without_a_compiler_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from edgeexport import devices
 from edgeexport.devices import emulated
 from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.devices.local import Local
 from edgeexport.errors import DeviceError
 from edgeexport.records.base import file_digest
@@ -51,7 +52,7 @@ def test_presets_have_what_the_target_has_and_nothing_that_it_lacks(target: str,
 
 def test_without_an_installation_nothing_is_said_to_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("ort")
-    monkeypatch.setenv(root.HOME_VARIABLE, str(tmp_path / "nothing"))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "nothing"))
     record = validate_emulated(_subject(dense_model(tmp_path / "m.onnx")), GENERIC, int8=False)
     assert record.runs == ()
     assert record.notes == ("not validated under emulation: run `edgeexport devices install emulated`",)

@@ -19,6 +19,7 @@ from pathlib import Path
 from edgeexport.devices.emulated import root as layout
 from edgeexport.devices.emulated.machine import command, environment
 from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.home import home
 from edgeexport.errors import MachineError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.base import file_digest, to_json
@@ -39,9 +40,9 @@ def install(*, again: bool = False, progress: Progress = silent) -> Path:
     place = layout.folder()
     if not again and not layout.missing():
         return layout.installed()
-    usable(layout.home())
-    private = layout.home() / f".emulated-{uuid.uuid4().hex[:8]}"
-    downloads = layout.home() / "downloads"
+    usable(home())
+    private = home() / f".emulated-{uuid.uuid4().hex[:8]}"
+    downloads = home() / "downloads"
     try:
         _build(private, downloads, progress=progress)
         _replace(place, private)

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeexport.devices.home import home
 from edgeexport.errors import CorruptFile, MachineError
 from edgeexport.records.base import digest, file_digest, from_json
 from edgeexport.records.emulation import Installed
 from edgeexport.workspace import version_of
 
-HOME_VARIABLE = "EDGEEXPORT_DEVICES"
 MANIFEST = "manifest.json"
 PLUGIN = "count.so"
 INSTALL = "edgeexport devices install emulated"
@@ -45,13 +45,6 @@ HOST_PACKAGES = (
     "qemu-user", "libcapstone4", "liburing2", "libnuma1", "libglib2.0-0", "libgnutls30", "libp11-kit0", "libidn2-0",
     "libunistring2", "libtasn1-6", "libnettle8", "libhogweed6", "libgmp10", "libffi8", "libpcre2-8-0", "zlib1g",
 )  # fmt: skip
-
-
-def home() -> Path:
-    """Return the folder of all that is installed to reach devices: $EDGEEXPORT_DEVICES, else in the user's cache."""
-    given = os.environ.get(HOME_VARIABLE)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given).absolute() if given else Path(cache).absolute() / "edgeexport" / "devices"
 
 
 def folder() -> Path:
