@@ -150,7 +150,7 @@ def install(device: str, *, again: bool) -> None:
     from edgeexport.terminal import Display
 
     if device == "browser":
-        from edgeexport.devices.browser.installed import install as build
+        from edgeexport.devices.browser.package import install as build
     else:
         from edgeexport.devices.emulated.install import install as build
     with Display() as display, redirect_stdout(sys.stderr):

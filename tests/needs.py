@@ -46,6 +46,13 @@ def _emulated() -> bool:
     return not root.missing()
 
 
+def _onnxruntime_web() -> bool:
+    """Whether `edgeexport devices install browser` was run for this version."""
+    from edgeexport.devices.browser import package
+
+    return not package.missing()
+
+
 def _unpacked(server: str) -> Callable[[], bool]:
     """Whether tests/devices/fetch_servers.py has fetched a server, and what runs it is here."""
     return lambda: importlib.import_module(f"tests.devices.{server}").available()
@@ -64,6 +71,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "sshd": _unpacked("sshd"),
     "adbd": _unpacked("adbd"),
     "browser": _program("chromium", "chromium-browser", "google-chrome"),
+    "onnxruntime-web": _onnxruntime_web,
 }
 
 

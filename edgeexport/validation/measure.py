@@ -90,7 +90,9 @@ def _take_memory(turn: Turn, device: Device, *, plan: Plan) -> None:
     except DeviceError as error:
         turn.failure = f"a memory launch failed: {error}"
         return
-    turn.memory = _memory(answers)
+    turn.no_memory = next((f"memory is {answer['reason']}" for answer in answers if "reason" in answer), "")
+    if not turn.no_memory:
+        turn.memory = _memory(answers)
 
 
 def _memory(answers: Sequence[Mapping[str, Any]]) -> Memory:
@@ -141,7 +143,7 @@ def _measurement(
         conditions=conditions,
         valid=not reasons,
         reasons=reasons,
-        warnings=found.warnings,
+        warnings=(*found.warnings, turn.no_memory) if turn.no_memory else found.warnings,
         latency=None if reasons else latency(launches, seed),
         memory=None if reasons else turn.memory,
         sentinel_drift=drift.share if turn.launches else None,

@@ -90,7 +90,8 @@ class Subject:
 class Turn:
     """A subject with its files, and what its launches answered. `failure` ends its turns.
 
-    set_aside: how many of the first launches belong to rounds that were disturbed.
+    set_aside: how many of the first launches belong to rounds that were disturbed. no_memory: why its device tells no
+    memory.
     """
 
     subject: Subject
@@ -99,6 +100,7 @@ class Turn:
     launches: list[Launch] = field(default_factory=list)
     failure: str = ""
     memory: Memory | None = None
+    no_memory: str = ""
     set_aside: int = 0
 
     @property

@@ -1,7 +1,8 @@
-"""A bundle on real devices: behind an OpenSSH server, behind an adbd without Python. Each gives a valid record or not.
+"""A bundle on real devices: behind an OpenSSH server, behind an adbd without Python, in a Chromium. Each gives a valid
+record or not.
 
-Needs tests/devices/fetch_servers.py to have run, and `edgeexport devices install emulated` for the phone, whose arm64
-programs are emulated here: its record has outputs and no times.
+Needs tests/devices/fetch_servers.py to have run, `edgeexport devices install emulated` for the phone, whose arm64
+programs are emulated here (its record has outputs and no times), and a Chromium with `devices install browser`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,17 @@ def _behind_adbd(folder: Path, bundle: Path) -> Record:
     return answer.get("answer", answer)
 
 
+def _in_a_chromium(folder: Path, bundle: Path) -> Record:
+    del folder
+    return run_bundle(devices.get("browser"), bundle, timed=True)
+
+
 # How each kind is asked; one that is added counts.
-DEVICES: dict[str, Callable[[Path, Path], Record]] = {"sshd": _behind_sshd, "adbd": _behind_adbd}
+DEVICES: dict[str, Callable[[Path, Path], Record]] = {
+    "sshd": _behind_sshd,
+    "adbd": _behind_adbd,
+    "chromium": _in_a_chromium,
+}
 
 
 def _told(record: Record) -> Record:

@@ -23,8 +23,8 @@ from typing import Any
 
 from edgeexport.devices.browser import chromium
 from edgeexport.devices.browser.desk import Desk
-from edgeexport.devices.browser.installed import INSTALL, SERVED, installed, missing
 from edgeexport.devices.browser.jobs import Prepared, finish, prepare
+from edgeexport.devices.browser.package import INSTALL, SERVED, installed, missing
 from edgeexport.devices.browser.server import PageServer
 from edgeexport.devices.protocol import NO_FILES, PROTOCOL, Device
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError

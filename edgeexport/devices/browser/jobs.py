@@ -32,6 +32,8 @@ DTYPES = (
 )  # fmt: skip
 LEVELS = {"disable": "disabled", "basic": "basic", "extended": "extended", "layout": "layout", "all": "all"}
 NAMED = {"enable_cpu_mem_arena": "enableCpuMemArena", "enable_mem_pattern": "enableMemPattern"}
+# The job's own `threads` decides, as in the device program.
+OVERRIDDEN = ("intra_op_num_threads", "inter_op_num_threads")
 WARMUP = {"iterations": 10, "seconds": 0.0}
 TIMED = {"iterations": 64, "seconds": 0.0, "cap_seconds": 60.0, "cap_iterations": 1_000_000}
 
@@ -101,6 +103,8 @@ def _options(options: dict[str, Any], device: str) -> dict[str, Any]:
     if entries:
         found["extra"] = _nested(entries)
     for key, value in options.items():
+        if key in OVERRIDDEN:
+            continue
         if key not in NAMED:
             raise DeviceError(f"{device}: onnxruntime-web has no session option {key!r}")
         found[NAMED[key]] = value
@@ -151,9 +155,9 @@ def finish(prepared: Prepared, *, device: str, outputs_to: Path | None, boot_id:
     if answer.error is not None:
         raise BenchFailed(f"{device}: {answer.error.message}", kind=answer.error.kind)
     if prepared.mode in NO_MODEL:
-        _demand(device, prepared.mode == "describe" or answer.sentinel_before_ns, "no times of the sentinel")
+        _demand(prepared.mode == "describe" or answer.sentinel_before_ns, "no times of the sentinel", device=device)
         return {"sentinel": {"before_ns": list(answer.sentinel_before_ns)}} if prepared.mode == "sentinel" else {}
-    result = _session(prepared, answer, device)
+    result = _session(prepared, answer, device=device)
     if prepared.mode == "outputs":
         if outputs_to is None:
             raise DeviceError(f"{device}: mode outputs needs a folder")
@@ -165,17 +169,17 @@ def finish(prepared: Prepared, *, device: str, outputs_to: Path | None, boot_id:
     return {**result, **_times(answer, device=device, boot_id=boot_id)}
 
 
-def _demand(device: str, held: object, lack: str) -> None:
+def _demand(held: object, lack: str, *, device: str) -> None:
     if not held:
         raise DeviceError(f"{device}: the page's answer has {lack}")
 
 
-def _session(prepared: Prepared, answer: PageAnswer, device: str) -> dict[str, Any]:
+def _session(prepared: Prepared, answer: PageAnswer, *, device: str) -> dict[str, Any]:
     if answer.digest not in {"", prepared.digest}:
         raise DeviceError(f"{device}: the page ran another model: {answer.digest}, sent {prepared.digest}")
     if answer.hidden and prepared.mode == "time":
         raise DeviceError(f"{device}: the page was hidden {answer.hidden} time(s)", next_step="keep it in front")
-    _demand(device, answer.load_ms is not None and answer.threads is not None, "no session")
+    _demand(answer.load_ms is not None and answer.threads is not None, "no session", device=device)
     assert answer.facts is not None
     return {
         "runtime": "onnxruntime",
@@ -188,7 +192,7 @@ def _session(prepared: Prepared, answer: PageAnswer, device: str) -> dict[str, A
     }
 
 
-def _array(prepared: Prepared, tensor: PageTensor, device: str) -> NDArray[Any]:
+def _array(prepared: Prepared, tensor: PageTensor, *, device: str) -> NDArray[Any]:
     import numpy as np
 
     content = prepared.work.blobs.get(tensor.blob)
@@ -203,9 +207,10 @@ def _written(prepared: Prepared, answer: PageAnswer, *, device: str, folder: Pat
     import numpy as np
 
     count = len(prepared.work.told["inputs"])
-    _demand(device, len(answer.outputs) == count and all(answer.outputs), f"no outputs of each of {count} samples")
+    complete = len(answer.outputs) == count and all(answer.outputs)
+    _demand(complete, f"no outputs of each of {count} samples", device=device)
     ready = [
-        {tensor.name: _array(prepared, tensor, device) for tensor in sorted(sample, key=lambda each: each.name)}
+        {tensor.name: _array(prepared, tensor, device=device) for tensor in sorted(sample, key=lambda each: each.name)}
         for sample in answer.outputs
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,9 +230,10 @@ def _goldens(
 ) -> dict[str, int | float]:
     """Compare with the goldens. Raises BenchFailed where an output is missing, of another kind, or too far off."""
     worst = 0.0
-    _demand(device, len(told) == len(prepared.goldens), f"no outputs of {len(prepared.goldens)} goldens {when}")
+    count = len(prepared.goldens)
+    _demand(len(told) == count, f"no outputs of {count} goldens {when}", device=device)
     for index, ((expected, tolerance), sample) in enumerate(zip(prepared.goldens, told, strict=True)):
-        actual = {tensor.name: _array(prepared, tensor, device) for tensor in sample}
+        actual = {tensor.name: _array(prepared, tensor, device=device) for tensor in sample}
         for name, value in expected.items():
             reason, largest = _compare(actual.get(name), value, allowed=float(tolerance.get(name, 0.0)))
             worst = max(worst, largest)
@@ -252,7 +258,7 @@ def _compare(actual: NDArray[Any] | None, expected: NDArray[Any], *, allowed: fl
 def _times(answer: PageAnswer, *, device: str, boot_id: str) -> dict[str, Any]:
     """The fields of a launch; what a page cannot know (load, frequency, its processor time) is said not to be known."""
     times, facts = answer.times, answer.facts
-    _demand(device, answer.sentinel_before_ns and answer.sentinel_after_ns, "no times of the sentinel")
+    _demand(answer.sentinel_before_ns and answer.sentinel_after_ns, "no times of the sentinel", device=device)
     if times is None or facts is None:
         raise DeviceError(f"{device}: the page's answer has no times")
     total = sum(times.iterations_ns) * times.batch / 1e9

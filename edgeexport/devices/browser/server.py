@@ -35,7 +35,8 @@ HEADERS = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
-    "connect-src 'self'; img-src data:; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "connect-src 'self'; img-src data:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -60,12 +61,12 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.desk = desk
         self.pages = {path: (TYPES[file.suffix], file.read_bytes()) for path, file in pages.items()}
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__((address, 0), _Handler)
+        super().__init__((address, 0), _PageRequest)
         self.port = int(self.server_address[1])
         names = {address, "localhost"} if address == "127.0.0.1" else {address}
         self.hosts = frozenset(f"{name}:{self.port}" for name in names)
         self.cookie = f"edgeexport-{self.port}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, unless there are too many already."""
@@ -90,7 +91,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _PageRequest(http.server.BaseHTTPRequestHandler):
     """One request; HTTP/1.0, so that each has a connection of its own."""
 
     server: PageServer
@@ -113,9 +114,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the overridden parameter
         """Say nothing: what clients send is no text for a terminal."""
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(self, code: int, *_: Any, **__: Any) -> None:
         """Answer with a status and no body."""
-        del message, explain
         self._reply(code)
 
     def do_GET(self) -> None:

@@ -109,10 +109,10 @@ def _unpack(package: Path, private: Path) -> str:
     inside = {f"package/dist/{name}": name for name in SERVED}
     try:
         with tarfile.open(package, "r:gz") as archive:
-            for entry in archive:
-                if entry.name in inside and entry.isreg() and entry.size <= LARGEST_BYTES:
-                    stream = archive.extractfile(entry)
-                    (private / inside[entry.name]).write_bytes(stream.read() if stream else b"")
+            wanted_entries = [entry for entry in archive if entry.name in inside and entry.isreg()]
+            for entry in wanted_entries:
+                stream = archive.extractfile(entry)
+                (private / inside[entry.name]).write_bytes(stream.read(LARGEST_BYTES) if stream else b"")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CorruptFile(f"{package.name}: cannot be unpacked: {error}") from error
     absent = [name for name in SERVED if not (private / name).is_file()]
