@@ -87,7 +87,7 @@ def test_the_quick_start_verifies_its_bundle(made: Path) -> None:
 
 def test_a_run_says_its_steps_as_sentences_and_runtimes_say_nothing(made: Path) -> None:
     lines = (made / "stderr.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if not re.fullmatch(r" *\d+\.\d s  [a-z]+ [^:]+", line)] == []
+    assert [line for line in lines if not re.fullmatch(r" *\d+\.\d s  [a-z]+ [^:]+(: .+)?", line)] == []
     assert [line.split(" s  ", 1)[1] for line in lines[:2]] == ["read and split the samples", "export source"]
 
 

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "resnet56-ptq": "ResNet-56 in int8: size and speed against fp32 and the best peer",
     "lite0": "EfficientNet-Lite0 in int8: agreement and speed beside onnxruntime's own int8 and NNCF's",
     "lite0-per-tensor": "the same with one scale for each weight",
+    "never-worse": "six real models down the whole road: nothing ships slower or worse than allowed",
     "timing-truth": "our mean against onnxruntime_test and litert-benchmark on the same files",
     "aa": "200 comparisons of a model with itself under changing load: differences claimed",
     "planted": "planted slow-downs of 5 and 10 %: how often they are found",

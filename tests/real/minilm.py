@@ -63,3 +63,33 @@ def pairs(split: str) -> list[tuple[str, str, float]]:
     """Return (sentence, sentence, similarity from 0 to 5) of the STS benchmark's "train" or "dev"."""
     with (DATA / "stsb" / f"stsb-en-{split}.csv").open(encoding="utf-8", newline="") as stream:
         return [(one, other, float(score)) for one, other, score in csv.reader(stream)]
+
+
+class Sentences:
+    """Sentences as samples: inputs without a batch axis, and no target."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        self._sentences = sentences
+
+    def __len__(self) -> int:
+        return len(self._sentences)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, NDArray[np.int64]], int]:
+        return {name: value[0] for name, value in words(self._sentences[index]).items()}, 0
+
+
+def _different(split: str) -> dict[bytes, str]:
+    """Sentences of a split that are different to the network, by their word ids."""
+    found = [sentence for one, other, _ in pairs(split) for sentence in (one, other)]
+    return {words(sentence)["ids"].tobytes(): sentence for sentence in found}
+
+
+def train() -> Sentences:
+    """What calibrates, and selects: what does not also judge."""
+    judging = _different("dev").keys()
+    return Sentences([sentence for key, sentence in _different("train").items() if key not in judging])
+
+
+def dev() -> Sentences:
+    """What judges."""
+    return Sentences(list(_different("dev").values()))

@@ -12,7 +12,7 @@ from edgeexport import graph
 from tests.benchmarks.wheels import unpacked
 
 PACKAGE = "silero-vad==6.2.3"
-SAMPLES, STATE = 576, 128
+SAMPLES, STATE, LOUD = 576, 128, 0.02
 
 
 def write_silero(path: Path) -> Path:
@@ -30,3 +30,36 @@ def write_silero(path: Path) -> Path:
     part.output.append(helper.make_tensor_value_info("next", TensorProto.FLOAT, ("batch", 2, STATE)))
     onnx.save(model, path)
     return path
+
+
+class Frames:
+    """Frames of spoken digits at 16 kHz with an empty past; target: whether the frame is loud."""
+
+    def __init__(self, count: int = 1500) -> None:
+        import keywords  # beside this file, where a recipe looks
+
+        rng = np.random.default_rng(0)
+        spoken = keywords.train()
+        clips = [spoken[int(index)][0] for index in rng.permutation(len(spoken))[:300]]
+        doubled = [np.interp(np.arange(2 * len(clip)) / 2, np.arange(len(clip)), clip) for clip in clips]
+        audio = np.concatenate(doubled).astype(np.float32)
+        starts = rng.integers(0, len(audio) - SAMPLES, count)
+        self._frames = [audio[start : start + SAMPLES] for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], int]:
+        frame = self._frames[index]
+        loud = int(np.sqrt(np.mean(frame[-512:] ** 2)) > LOUD)
+        return {"input": frame, "past": np.zeros((2, STATE), np.float32)}, loud
+
+
+def frames() -> Frames:
+    """All frames."""
+    return Frames()
+
+
+def right(outputs: dict[str, np.ndarray], targets: list[int]) -> float:
+    """Points of frames in which speech is found where, and only where, it is loud."""
+    return float(100 * np.mean((outputs["output"].ravel() > 0.5) == (np.asarray(targets) > 0)))

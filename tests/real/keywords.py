@@ -1,0 +1,124 @@
+"""Spoken digits, one speaker held out, and a small keyword net with its log-mel front-end inside the graph.
+
+The net is a DS-CNN (Zhang et al. 2017, arXiv:1711.07128): one convolution, then depthwise-separable blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import wave
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("EDGEEXPORT_DATA") or HERE.parents[2] / "shared" / "data")
+HELD_OUT = "yweweler"
+RATE, SAMPLES, FRAME, HOP, MELS = 8000, 8000, 256, 128, 40
+
+
+class Clips:
+    """Labelled clips of one second, float32 in [-1, 1], cut or padded with silence at the end."""
+
+    def __init__(self, keep: Callable[[str], bool]) -> None:
+        self._zip = DATA / "spoken_digits" / "recordings.zip"
+        with zipfile.ZipFile(self._zip) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".wav"))
+            kept = [name for name in names if keep(Path(name).stem.split("_")[1])]
+            self._clips = [(_samples(archive.read(name)), int(Path(name).stem[0])) for name in kept]
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self._clips[index]
+
+
+def _samples(content: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(content)) as clip:
+        values = np.frombuffer(clip.readframes(clip.getnframes()), np.int16).astype(np.float32) / 32768
+    return np.pad(values[:SAMPLES], (0, max(0, SAMPLES - len(values))))
+
+
+def train() -> Clips:
+    """All speakers but one."""
+    return Clips(lambda speaker: speaker != HELD_OUT)
+
+
+def test() -> Clips:
+    """The speaker that the net never heard."""
+    return Clips(lambda speaker: speaker == HELD_OUT)
+
+
+def shifted(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Augmentation: every clip moved by up to 0.1 s and made up to 6 dB softer or louder."""
+    moves = generator.integers(-RATE // 10, RATE // 10 + 1, len(batch))
+    gains = 2.0 ** generator.uniform(-1, 1, (len(batch), 1))
+    rolled = np.stack([np.roll(clip, move) for clip, move in zip(batch, moves, strict=True)])
+    return (rolled * gains).astype(np.float32)
+
+
+def _mel_filters() -> np.ndarray:
+    """Triangular filters, evenly spaced on the mel scale (O'Shaughnessy), as (MELS, FRAME // 2 + 1)."""
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), MELS + 2) / 2595) - 1)
+    bins = np.arange(FRAME // 2 + 1) * RATE / FRAME
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+class LogMel(nn.Module):
+    """Waveform (n, SAMPLES) to log-mel frames (n, 1, MELS, frames): windowed DFT as a convolution, power, filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        angles = 2 * np.pi * np.outer(np.arange(FRAME // 2 + 1), np.arange(FRAME)) / FRAME
+        waves = np.concatenate([np.cos(angles), np.sin(angles)]) * np.hanning(FRAME)
+        self.register_buffer("waves", torch.tensor(waves, dtype=torch.float32).unsqueeze(1))
+        self.register_buffer("filters", torch.tensor(_mel_filters()).unsqueeze(-1))
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        parts = nn.functional.conv1d(audio.unsqueeze(1), self.waves, stride=HOP)
+        cosine, sine = parts.chunk(2, dim=1)
+        mel = nn.functional.conv1d(cosine * cosine + sine * sine, self.filters)
+        return torch.log(mel + 1e-4).unsqueeze(1)
+
+
+def _block(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+class KeywordNet(nn.Module):
+    """Audio (n, SAMPLES) to ten logits; `width` channels, `blocks` separable blocks."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.front = LogMel()
+        self.norm = nn.BatchNorm2d(1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, (10, 4), stride=2, padding=(4, 1), bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(*(_block(width) for _ in range(blocks)))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        features = self.blocks(self.stem(self.norm(self.front(audio))))
+        logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+def keyword_net() -> KeywordNet:
+    """About 25,000 parameters."""
+    return KeywordNet(width=64, blocks=4)
