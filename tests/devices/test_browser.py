@@ -49,7 +49,9 @@ def _outputs(device: Any, folder: Path) -> Any:
 
 
 def _children() -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [line for line in listed if "edgeexport-browser-" in line and "user-data-dir" in line]
 
 
@@ -152,6 +154,44 @@ def test_a_browser_that_ends_or_hangs_is_an_error(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(chromium, "found", lambda program=program: str(program))
         with pytest.raises(DeviceError, match=said):
             Browser().run({"mode": "describe"}, timeout=1)
+
+
+def test_a_killed_run_leaves_no_browser_behind(page: Any) -> None:
+    script = "from edgeexport.devices.browser import Browser\n"
+    script += "d = Browser(); s = d._serve(); s.pages['/page.js'] = ('text/javascript', b'')\n"
+    script += "d.run({'mode': 'describe'}, timeout=60)"
+    running = subprocess.Popen([sys.executable, "-c", script])
+    end = time.monotonic() + 20
+    while not any("--type=renderer" in line for line in _children()) and time.monotonic() < end:
+        time.sleep(0.1)
+    there = _children()
+    running.kill()
+    running.wait()
+    assert there
+    while _children() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _children()
+
+
+def test_a_page_that_is_not_isolated_runs_one_thread_and_says_so(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a phone on plain http in a network: an origin that browsers do not trust."""
+    device = Browser()
+    server = device._serve()
+    server.hosts = frozenset({f"lan.test:{server.port}"})
+    show = chromium.showing
+    monkeypatch.setattr(chromium, "FLAGS", (*chromium.FLAGS, "--host-resolver-rules=MAP lan.test 127.0.0.1"))
+    monkeypatch.setattr(chromium, "showing", lambda url, program: show(url.replace("127.0.0.1", "lan.test"), program))
+    facts = device.describe()
+    assert "without threads, cross-origin-isolated, webgpu" in facts.cpu
+    assert facts.features == ("simd",)
+    asked, files = _placed(tmp_path, "memory")
+    assert "not measured" in device.run(asked, files=files, timeout=60)["memory"]["reason"]
+    timed = device.run({**asked, "mode": "time", "threads": 2}, files=files, timeout=60)
+    assert timed["threads"] == {"requested": 2, "actual": 1}
+    assert timed["clock"]["measured_ns"] > 50_000
+    device.close()
 
 
 def test_somebody_who_opens_the_address_is_the_device(capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,11 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edgeexport.devices.browser import chromium
 from edgeexport.devices.browser.desk import Desk
@@ -91,7 +93,7 @@ class Browser:
             self._rest()
         answer = finish(prepared, device=self.name, outputs_to=outputs_to, boot_id=self._boot)
         self._facts = prepared.work.answer.facts if prepared.work.answer else None
-        about = msgspec_dict(described(self.name, self._facts)) if mode == "describe" and self._facts else {}
+        about = msgspec.to_builtins(described(self.name, self._facts)) if mode == "describe" and self._facts else {}
         return {**about, **answer, "protocol": PROTOCOL, "mode": mode, "bench_digest": page_digest()}
 
     def can_judge(self, target: Target) -> tuple[bool, str]:
@@ -148,7 +150,7 @@ class Browser:
                 raise DeviceError(f"{self.name}: nobody opened the page within {PAIR_SECONDS:g} s")
             time.sleep(0.1)
 
-    def _wait(self, prepared: Prepared, *, timeout: float, gone: Any) -> None:
+    def _wait(self, prepared: Prepared, *, timeout: float, gone: Callable[[], bool]) -> None:
         end = time.monotonic() + timeout
         while not self._desk.wait(prepared.work, seconds=0.5):
             if gone():
@@ -212,14 +214,6 @@ def page_digest() -> str:
     """Return the digest of the page, which is the device program here."""
     content = (HERE / "page.html").read_bytes() + (HERE / "page.js").read_bytes()
     return "sha256:" + hashlib.sha256(content).hexdigest()
-
-
-def msgspec_dict(facts: DeviceFacts) -> dict[str, Any]:
-    """Return facts as plain JSON data."""
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(facts)
-    return plain
 
 
 def qr_code(url: str) -> str:

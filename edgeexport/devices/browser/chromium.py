@@ -47,7 +47,9 @@ def showing(url: str, program: str) -> Iterator[subprocess.Popen[bytes]]:
             f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(url)}">', encoding="utf-8"
         )
         home = {"HOME": name, "XDG_CONFIG_HOME": name, "XDG_CACHE_HOME": name, "TMPDIR": name}
-        words = [program, *flags(), f"--user-data-dir={folder / 'profile'}", start.as_uri()]
+        # It dies with us, also when we are killed.
+        bound = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        words = [*bound, program, *flags(), f"--user-data-dir={folder / 'profile'}", start.as_uri()]
         try:
             process = subprocess.Popen(
                 words,
