@@ -22,7 +22,6 @@ from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError
 from edgeexport.records.target import load_target
 from tests.device_bench.tiny import dense_model, job
-from tests.devices.bundles import run_bundle
 from tests.devices.phone import Phone
 from tests.needs import need
 from tests.pipeline.conftest import Desk
@@ -55,17 +54,22 @@ def _children() -> list[str]:
     return [line for line in listed if "edgeexport-browser-" in line and "user-data-dir" in line]
 
 
-def test_the_digits_agree_in_a_chromium(page: Any, tmp_path: Path) -> None:
+def test_the_digits_agree_in_a_chromium_and_bench_records_them(page: Any, tmp_path: Path) -> None:
     need("torch")
-    desk = Desk(tmp_path)
+    desk, out = Desk(tmp_path), tmp_path / "r.json"
     done = desk.start("--device", "none")
     assert done.returncode == 0, done.stderr
-    record = run_bundle(page, desk.bundle(), timed=False)
-    assert record["goldens"]
-    assert record["worst"] <= 1.0
-    assert "Chrome" in record["device"]["cpu"]
-    assert record["device"]["runtime_version"].endswith("(web)")
-    assert {"simd", "threads", "cross-origin-isolated"} <= set(record["device"]["features"])
+    assert main(["bench", str(desk.bundle()), "--device", "browser", "--mode", "smoke", "--out", str(out)]) in {0, 4}
+    entry = json.loads(out.read_text().splitlines()[-1])["entries"][0]
+    measured, conditions = entry["measurement"], entry["measurement"]["conditions"]
+    assert entry["device"] == page.name
+    assert conditions["inputs"] == "goldens"
+    assert not [text for text in (*measured["reasons"], *measured["warnings"]) if "output" in text]
+    assert measured["valid"] is (measured["latency"] is not None)
+    assert "Chrome" in conditions["cpu"]
+    assert (conditions["arch"], conditions["runtime_version"].split()[1]) == ("wasm32", "(web)")
+    assert {"simd", "threads", "cross-origin-isolated"} <= set(conditions["features"])
+    assert measured["memory"] is None or measured["memory"]["method"].startswith("measureUserAgentSpecificMemory")
 
 
 def test_outputs_are_those_of_this_machine(page: Any, tmp_path: Path) -> None:
@@ -85,18 +89,6 @@ def test_a_launch_says_how_fine_its_clock_is_and_nothing_of_ours_stays(page: Any
     while _children() and time.monotonic() < end:
         time.sleep(0.1)
     assert not _children()
-
-
-def test_bench_gives_a_record_of_a_browser(page: Any, tmp_path: Path) -> None:
-    model, out = dense_model(tmp_path / "m.onnx", 4, width=256), tmp_path / "r.json"
-    assert main(["bench", str(model), "--device", "browser", "--mode", "smoke", "--out", str(out)]) in {0, 4}
-    entry = json.loads(out.read_text().splitlines()[-1])["entries"][0]
-    assert entry["device"] == "browser"
-    assert entry["measurement"]["conditions"]["arch"] == "wasm32"
-    assert "Chrome" in entry["measurement"]["conditions"]["cpu"]
-    memory = entry["measurement"]["memory"]
-    assert memory is None or memory["method"].startswith("measureUserAgentSpecificMemory")
-    assert bool(entry["measurement"]["reasons"]) is (entry["measurement"]["latency"] is None)
 
 
 def test_wrong_goldens_are_no_measurement(page: Any, tmp_path: Path) -> None:
