@@ -149,9 +149,13 @@ def _better(step: Quantize, found: Found) -> Iterator[_Attempt]:
 
 
 def _mixed(lane: Lane, found: Found) -> Iterator[_Attempt]:
-    """The best form so far with ever more layers in float, those first that lose most for what int8 wins there."""
-    best, tried = min(found, key=_merit)
-    layers = float_layers(lane, tried)
+    """The best form so far with ever more layers in float, those first that lose most for what int8 wins there.
+
+    What a layer loses is looked up with the rung's own weights: changed ones make sense in integers only.
+    """
+    best, _ = min(found, key=_merit)
+    _, plain = min((pair for pair in found if not pair[0].way), key=_merit)
+    layers = float_layers(lane, plain)
     doubling = {1 << step for step in range(len(layers).bit_length())}
     for count in sorted({*doubling, len(layers)} if layers else ()):
         left = {name: reason for layer in layers[:count] for name, reason in layer.items()}

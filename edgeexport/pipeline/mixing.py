@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgeexport.workspace import Stage
 
 SAMPLES = 16
+# Of all that int8 wins, what may be given back: more would hardly be faster than float, and is judged by that anyway.
+SHARE = 0.75
 LOCAL = "local"
 
 
@@ -32,7 +34,7 @@ def float_layers(lane: Lane, tried: Candidate) -> list[dict[str, str]]:
     if tried.quantized is None or tried.quantized.record.plan is None:
         return []
     found = _sensitivity(lane, tried, plan=tried.quantized.record.plan, below=tried.quantized)
-    order = quantization.choose_float(found).items()
+    order = quantization.choose_float(found, share=SHARE).items()
     return [dict(layer) for _, layer in itertools.groupby(order, key=lambda item: item[1])]
 
 
