@@ -78,8 +78,9 @@ def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
             fault = yield from _tried(lane, rung, attempts=_better(step, found), found=found)
     if fault == "accuracy" and found:
         fault = yield from _tried(lane, rung, attempts=_mixed(lane, found), found=found)
-    if fault == "speed":
-        attempt, slow = found[-1]
+    too_slow = [tried for tried in found if _fault(lane, tried[1]) == "speed"]
+    if too_slow:
+        attempt, slow = min(too_slow, key=_merit)
         form = Form(f"{slow.row.name} repaired", rung, lambda: repaired(lane, slow, choice=attempt.choice, of=rung))
         yield candidate(lane, form)
     return fault
@@ -92,21 +93,27 @@ def _each(lane: Lane, forms: Iterable[Form]) -> Iterator[Candidate | Rung]:
 
 
 def _tried(lane: Lane, rung: TorchRung, *, attempts: Iterable[_Attempt], found: Found) -> Climb:
-    """Yield attempts one by one as long as they fail by losing too much; return how the last one failed."""
+    """Yield attempts one by one as long as they fail by losing too much; return how the last one that was built failed.
+
+    What cannot be built ends them only where nothing was built before.
+    """
     fault: Fault = "accuracy" if found else "unbuilt"
     for attempt in attempts:
         made = candidate(lane, attempt.form(lane, rung))
         yield made
-        fault = _fault(lane, made)
         if isinstance(made, Candidate):
             found.append((attempt, made))
+            fault = _fault(lane, made)
         if fault != "accuracy":
             break
     return fault
 
 
 def _contest(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Climb:
-    """Build every form with the layers that can be int8, and yield them by what they lose, least first."""
+    """Build every form with the layers that can be int8, and yield them by what they lose, least first.
+
+    Return how the best of them failed.
+    """
     for attempts in (_plain(step), _better(step, found)):
         for attempt in attempts:
             made = candidate(lane, attempt.form(lane, rung))
@@ -115,16 +122,12 @@ def _contest(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Cl
             else:
                 yield made
     found.sort(key=_merit)
-    fault: Fault = "unbuilt"
     for _, made in found:
         yield made
-        fault = _fault(lane, made)
-    return fault
+    return _fault(lane, found[0][1]) if found else "unbuilt"
 
 
-def _fault(lane: Lane, refused: Candidate | Rung) -> Fault:
-    if isinstance(refused, Rung):
-        return "unbuilt"
+def _fault(lane: Lane, refused: Candidate) -> Fault:
     verdict = lane.refused.get(refused.row.name)
     if verdict is None:
         return "accuracy"

@@ -1,0 +1,81 @@
+"""The order of static int8 forms: what is tried after which failure, on forms whose failures are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from edgeexport.pipeline import ladder
+from edgeexport.pipeline.lower import Candidate, Form, Lane
+from edgeexport.records.artifact import Artifact
+from edgeexport.records.recipe import Quantize
+from edgeexport.records.run import Rung
+from edgeexport.records.verdict import Drop, LimitVerdict, Verdict
+
+RUNG = cast("Any", SimpleNamespace(name="source"))
+ARTIFACT = Artifact("m.onnx", "onnx", "sha256:0", 1, "", "test")
+LIMITS = {"speed": "never_slower", "accuracy": "max_drop"}
+
+
+class Climbed:
+    """A lane on which every form fails as told: name -> (fault, drop); what is not told cannot be built."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, faults: Mapping[str, tuple[str, float]]) -> None:
+        self.faults = faults
+        self.refused: dict[str, Verdict] = {}
+        self.repaired: list[str] = []
+        monkeypatch.setattr(ladder, "candidate", self._candidate)
+        monkeypatch.setattr(ladder, "repaired", lambda lane, slow, **_: self.repaired.append(slow.row.name))
+        monkeypatch.setattr(ladder, "float_layers", lambda *_: [{"layer": "it loses most"}])
+
+    def names(self, **step: Any) -> list[str]:
+        """What is tried, in order, when all of it fails."""
+        lane = cast("Lane", SimpleNamespace(refused=self.refused))
+        tried = ladder._static_int8(
+            lane,
+            RUNG,
+            step=Quantize(**step),
+        )
+        return list(self._refusing(tried))
+
+    def _refusing(self, tried: Iterator[Candidate | Rung]) -> Iterator[str]:
+        for form in tried:
+            row = form.row if isinstance(form, Candidate) else form
+            if row.name in self.faults:
+                limit = LimitVerdict(LIMITS[self.faults[row.name][0]], 0.0, 1.0, None, "fails")
+                self.refused[row.name] = Verdict("board", "sha256:0", "selection", (limit,))
+            yield row.name.removeprefix("source int8 ")
+
+    def _candidate(self, lane: Lane, form: Form) -> Candidate | Rung:
+        if form.name.endswith("repaired"):
+            form.build()
+        if form.name not in self.faults:
+            return Rung(form.name, "int8", "board", ARTIFACT, "rolled back", "it cannot be built")
+        drop = self.faults[form.name][1]
+        row = Rung(form.name, "int8", "board", ARTIFACT, "kept", drop=Drop(drop, drop, drop, drop, "mcnemar", 100))
+        return Candidate(row, cast("Any", None), RUNG, None)
+
+
+def test_a_change_of_weights_that_cannot_be_built_does_not_end_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    climbed = Climbed(monkeypatch, {"source int8 minmax": ("accuracy", 3.0)})
+    tried = climbed.names(methods=("minmax",))
+    assert tried == ["minmax", "rounded minmax", "equalized rounded minmax", "minmax 1 in float"]
+
+
+def test_what_cannot_be_built_at_all_has_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Climbed(monkeypatch, {}).names(methods=("minmax", "mse")) == ["minmax"]
+
+
+def test_of_forms_that_are_all_too_slow_the_best_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {
+        "source int8 minmax": ("speed", 0.5),
+        "source int8 mse": ("speed", 0.1),
+        "source int8 equalized mse": ("accuracy", 9.0),
+    }
+    climbed = Climbed(monkeypatch, faults)
+    tried = climbed.names(methods=("minmax", "mse"), improve="always")
+    assert tried[2:] == ["mse", "minmax", "equalized mse", "mse repaired"]
+    assert climbed.repaired == ["source int8 mse"]
