@@ -28,7 +28,7 @@ class Climbed:
         self.refused: dict[str, Verdict] = {}
         self.repaired: list[str] = []
         monkeypatch.setattr(ladder, "candidate", self._candidate)
-        monkeypatch.setattr(ladder, "repaired", lambda lane, slow, **_: self.repaired.append(slow.row.name))
+        monkeypatch.setattr(ladder, "repaired", lambda _, slow, **__: self.repaired.append(slow.row.name))
         monkeypatch.setattr(ladder, "float_layers", lambda *_: [{"layer": "it loses most"}])
 
     def names(self, **step: Any) -> list[str]:
@@ -49,7 +49,7 @@ class Climbed:
                 self.refused[row.name] = Verdict("board", "sha256:0", "selection", (limit,))
             yield row.name.removeprefix("source int8 ")
 
-    def _candidate(self, lane: Lane, form: Form) -> Candidate | Rung:
+    def _candidate(self, _: Lane, form: Form) -> Candidate | Rung:
         if form.name.endswith("repaired"):
             form.build()
         if form.name not in self.faults:
