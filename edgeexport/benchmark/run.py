@@ -29,7 +29,7 @@ from edgeexport.records.benchmark import (
     Rail,
     Throughput,
 )
-from edgeexport.records.measurement import Measurement, Mode
+from edgeexport.records.measurement import Comparison, Measurement, Mode
 from edgeexport.validation.measure import PLANS, Subject, measure
 from edgeexport.validation.subjects import Turn, prepared
 
@@ -61,8 +61,7 @@ def bench(
         progress(f"bench on {reference}", None)
         raw = keep / f".{number}"
         measured, found = measure(subjects, device=device, mode=mode, seed=SEED, progress=details(progress), keep=raw)
-        labels = {each.artifact: each.label for each in measured}
-        compared += [Compared(reference, measured[0].label, labels[each.candidate], each) for each in found]
+        compared += _named(reference, measured, found=found)
         for index, subject in enumerate(subjects):
             digest = _stored(raw / f"{index}.json", keep)
             progress(f"bench on {reference}: {subject.label} in launches of its own", None)
@@ -70,6 +69,13 @@ def bench(
         raw.rmdir()
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return BenchRecord(SCHEMA_VERSION, created, __version__, mode, SEED, tuple(entries), tuple(compared))
+
+
+def _named(device: str, measured: Sequence[Measurement], *, found: Sequence[Comparison]) -> list[Compared]:
+    """Say by labels what each comparison compares: several subjects may be one file, opened in different ways."""
+    base, *others = measured
+    labels = [each.label for each in others if base.valid and each.valid]
+    return [Compared(device, base.label, label, each) for label, each in zip(labels, found, strict=True)]
 
 
 def _stored(path: Path, folder: Path) -> str:

@@ -19,6 +19,7 @@ from edgeexport.errors import DataError, RequestError
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.measurement import Comparison, Interval
 from edgeexport.validation.measure import Subject
+from tests.benchmark.records import entry
 from tests.bundles.making import make
 from tests.needs import need
 
@@ -54,6 +55,25 @@ def test_processors_are_those_asked_for_and_an_accelerator_that_is_not_there_is_
     assert main(["bench", str(model), "--mode", "smoke", "--accelerator", "CUDAExecutionProvider"]) == 4
     assert "CUDAExecutionProvider" in capsys.readouterr().err
     assert main(["bench", str(model), "--affinity", "big"]) == 2
+
+
+def test_one_file_under_several_labels_is_compared_under_each(tmp_path: Path, monkeypatch: Any) -> None:
+    labels, valid = ("a.bundle", "broken", "tuned", "tuned (2)"), (True, False, True, True)
+    measured = [entry(label=label, valid=good).measurement for label, good in zip(labels, valid, strict=True)]
+    subjects = [Subject(label, tmp_path / "m.onnx", "sha256:33", "ort", {}) for label in labels]
+    found = [Comparison("sha256:33", "sha256:33", Interval(ratio), "no difference shown") for ratio in (0.9, 1.1)]
+
+    def measure(*_: Any, keep: Path, **__: Any) -> Any:
+        keep.mkdir(parents=True)
+        for number in range(len(subjects)):
+            (keep / f"{number}.json").write_text(str(number), encoding="utf-8")
+        return measured, found
+
+    monkeypatch.setattr(run_module, "measure", measure)
+    monkeypatch.setattr(run_module, "_entry", lambda *_, **__: entry())
+    compared = run_module.bench(subjects, keep=tmp_path / "raw").compared
+    named = [(each.baseline, each.candidate, each.comparison.ratio.value) for each in compared]
+    assert named == [("a.bundle", "tuned", 0.9), ("a.bundle", "tuned (2)", 1.1)]
 
 
 def test_a_raw_file_that_was_changed_is_not_drawn(model: Path, tmp_path: Path) -> None:
