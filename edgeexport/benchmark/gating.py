@@ -97,12 +97,16 @@ def _state(ratio: Interval, allowed: float) -> tuple[State, str]:
 
 
 def _memory(entry: Entry, old: Entry, *, allowed: float) -> list[Gated]:
-    """Peak memory, where both have one by the same method; it hardly varies, so the figure itself is judged."""
+    """Peak memory, where the stored one has it; it hardly varies, so the figure itself is judged."""
     new, stored = entry.measurement.memory, old.measurement.memory
-    if new is None or stored is None or new.method != stored.method:
+    if stored is None:
         return []
+    label, what = entry.measurement.label, "peak memory"
+    if new is None or new.method != stored.method:
+        told = f"this measurement has {new.method if new else 'none'}, the stored one {stored.method}"
+        return [Gated(label, entry.device, what, Interval(1.0), allowed, "unproven", told)]
     share = new.peak_bytes / stored.peak_bytes
     state: State = "holds" if share <= 1 + allowed else "fails"
     reason = "" if state == "holds" else f"{share:.3g} times as much, {1 + allowed:.3g} allowed"
     ratio = Interval(share, share, share)
-    return [Gated(entry.measurement.label, entry.device, "peak memory", ratio, allowed, state, reason)]
+    return [Gated(label, entry.device, what, ratio, allowed, state, reason)]

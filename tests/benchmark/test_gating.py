@@ -51,6 +51,15 @@ def test_more_memory_fails() -> None:
     assert _states(entry(peak_bytes=33_000_000))["peak memory"] == ("fails", "1.1 times as much, 1.05 allowed")
 
 
+def test_memory_that_is_not_there_any_more_is_unproven_and_what_never_was_is_not_judged() -> None:
+    assert _states(entry(memory=None))["peak memory"] == (
+        "unproven",
+        "this measurement has none, the stored one VmHWM",
+    )
+    never = record(entry(memory=None))
+    assert [each.what for each in gate(record(), never, allowed=0.05)] == ["latency"]
+
+
 def test_a_machine_that_became_slower_itself_judges_nothing() -> None:
     assert "the machine itself takes 1.2 times as long" in _states(entry(sentinel_ms=1.2))["latency"][1]
 
