@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -31,6 +31,9 @@ BATTERY_LEAST = 20
 FIRMWARE_THROTTLED_NOW = 0xF
 # Android: 0 none, 1 light, 2 moderate, ... 6 shutdown; from moderate on it slows the processors down.
 THERMAL_MODERATE = 2
+
+
+Pieces = Annotated[tuple[Annotated[int, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)]
 
 
 class _Threads(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ class _Moment(msgspec.Struct, frozen=True):
     frequencies_khz: tuple[int, ...] = ()
     temperatures_c: dict[str, float] = {}
     throttle_events: int | None = None
-    firmware_throttled: str = ""
+    firmware_throttled: Annotated[str, msgspec.Meta(pattern="^((0[xX])?[0-9a-fA-F]{1,16})?$")] = ""
     swapped_in_pages: int | None = None
     battery_percent: int | None = None
     plugged: bool | None = None
@@ -71,14 +74,14 @@ class _Environment(msgspec.Struct, frozen=True):
 
 
 class _Sentinel(msgspec.Struct, frozen=True):
-    before_ns: tuple[int, ...]
-    after_ns: tuple[int, ...]
+    before_ns: Pieces
+    after_ns: Pieces
 
 
 class _Timed(msgspec.Struct, frozen=True):
     """cpu_seconds: None where no clock tells them (a browser)."""
 
-    seconds: float
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
     cpu_seconds: float | None
     began_ns: int | None = None
     process_threads: int | None = None

@@ -116,7 +116,18 @@ def test_a_contended_processor_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"iterations_ns": []}, {"iterations_ns": [0, 1]}, {"load_ms": "fast"}, {"threads": None}]
+    "changes",
+    [
+        {"iterations_ns": []},
+        {"iterations_ns": [0, 1]},
+        {"load_ms": "fast"},
+        {"threads": None},
+        {"timed": {"seconds": 0.0, "cpu_seconds": 0.0}},
+        {"sentinel": {"before_ns": [], "after_ns": [10]}},
+        {"sentinel": {"before_ns": [0], "after_ns": [10]}},
+        _moment(firmware_throttled="throttled"),
+        _moment(firmware_throttled="0x"),
+    ],
 )
 def test_an_answer_that_is_no_launch_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(DeviceError, match="the answer"):
