@@ -14,16 +14,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeexport.devices.protocol import read_answer
-from edgeexport.errors import DeviceError
+from edgeexport.devices.protocol import NoAnswer, read_answer
 
 
 def run_program(
     command: Sequence[str], job: Mapping[str, Any], *, environment: Mapping[str, str], timeout: float, device: str
 ) -> dict[str, Any]:
-    """Run one placed job and return its answer. Raises DeviceError, also when there is none within `timeout` seconds.
+    """Run one placed job and return its answer. Raises DeviceError, BenchFailed for what the program says is wrong.
 
-    Raises BenchFailed for what the program itself says is wrong.
+    Raises NoAnswer when there is none within `timeout` seconds.
     """
     mode = str(job.get("mode"))
     process = subprocess.Popen(
@@ -40,7 +39,7 @@ def run_program(
     try:
         stdout, stderr = process.communicate(json.dumps(job), timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"{device}: no answer to a {mode!r} job within {timeout:g} s; it was killed") from error
+        raise NoAnswer(f"{device}: no answer to a {mode!r} job within {timeout:g} s; it was killed") from error
     finally:
         _end(process)
     return read_answer(stdout, stderr, exit_code=process.returncode, mode=mode, device=device)

@@ -108,6 +108,10 @@ def read_answer(stdout: str, stderr: str, *, exit_code: int, mode: str, device: 
     return answer
 
 
+class NoAnswer(DeviceError):
+    """The device program was killed when its time was over: nothing is known of what it would have answered."""
+
+
 class BenchFailed(DeviceError):
     """The device program itself said what is wrong. `kind` is one of its error kinds (see device_bench/bench.py)."""
 

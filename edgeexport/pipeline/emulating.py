@@ -23,7 +23,8 @@ def emulated(
 ) -> EmulationRecord | None:
     """Return what emulation says of a candidate; None where a device ran it, or no emulated CPU is like the target's.
 
-    `--device none` asks for no emulation either. The record is kept, so that a run that is resumed says the same.
+    `--device none` asks for no emulation either. The record is kept, so that a run that is resumed says the same,
+    unless an emulated CPU gave no answer in time: a machine with less to do may get one.
     """
     if times.candidate is not None or device == NO_DEVICE or not presets_for(target):
         return None
@@ -44,7 +45,10 @@ def emulated(
         "host": lasting(get("local").describe()),
         "versions": versions("numpy", *runtimes.get(target.runtime).packages),
     }
-    return road.workspace.stage("emulate", key=key, make=lambda _: check(), kind=EmulationRecord).record
+    stage = road.workspace.stage("emulate", key=key, make=lambda _: check(), kind=EmulationRecord)
+    if len(stage.record.runs) < len(presets_for(target)):
+        road.workspace.forget(stage)
+    return stage.record
 
 
 def told(record: EmulationRecord | None) -> tuple[str, ...]:

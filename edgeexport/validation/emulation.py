@@ -19,7 +19,7 @@ from edgeexport.devices import emulated
 from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.counts import WARM_UPS
 from edgeexport.devices.emulated.presets import PRESETS, Preset
-from edgeexport.devices.protocol import Device, feature_gap
+from edgeexport.devices.protocol import Device, NoAnswer, feature_gap
 from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.device import DeviceFacts
@@ -54,7 +54,7 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
 
     subject: the file with real samples and `tolerance`, the largest |difference| of each output. int8: whether it is
     meant to compute in integers, so that a missed fast path is noted. Without an installation, or a preset for the
-    target, the record has no runs and a note that says why.
+    target, the record has no runs and a note that says why; a preset that is too slow for the file has a note only.
     Raises MissingExtra when this machine lacks the runtime, CorruptFile when the installation was changed.
     """
     absent = not_validated(subject.digest, target)
@@ -66,13 +66,18 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
     longer, reference = replace(subject, inputs=cycled), _reference(subject, devices.get("local"))
     progress(f"emulate {', '.join(preset.name for preset in presets)}", None)
 
-    def run(preset: Preset) -> EmulatedRun:
-        return _run(longer, preset, reference=reference)
+    def run(preset: Preset) -> EmulatedRun | str:
+        try:
+            return _run(longer, preset, reference=reference)
+        except NoAnswer as error:
+            return f"not validated there: {error}"
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = tuple(pool.map(run, presets))
+        found = list(pool.map(run, presets))
+    runs = tuple(each for each in found if isinstance(each, EmulatedRun))
+    late = [each for each in found if isinstance(each, str)]
     old = (_old_board(subject, presets[0], reference=reference),) if subject.runtime == "litert" else ()
-    return _record(subject, target, runs=runs, notes=(*_missed(runs, int8=int8), *filter(None, old)))
+    return _record(subject, target, runs=runs, notes=(*late, *_missed(runs, int8=int8), *filter(None, old)))
 
 
 def _record(
@@ -113,6 +118,8 @@ def _run(subject: Subject, preset: Preset, *, reference: Outputs) -> EmulatedRun
     cpu = f"{preset.model}, emulated"
     try:
         outputs = _outputs(subject, machine)
+    except NoAnswer:
+        raise
     except DeviceError as error:
         return EmulatedRun(machine.name, cpu, machine.runtime_version, holds=False, reason=str(error).splitlines()[0])
     found = {name: values[: len(reference[name])] for name, values in outputs.items()}

@@ -13,7 +13,7 @@ import pytest
 
 from edgeexport import devices
 from edgeexport.devices.local import Local, clean_environment, host_features
-from edgeexport.devices.protocol import place, read_answer, speaks_for
+from edgeexport.devices.protocol import NoAnswer, place, read_answer, speaks_for
 from edgeexport.errors import DeviceError, MissingExtra, RequestError
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.target import Target
@@ -89,7 +89,7 @@ def test_what_the_program_refuses_is_a_device_error_with_its_reason(tmp_path: Pa
 def test_a_hang_is_killed_with_its_children(pretender: Path) -> None:
     left = pretender.parent / "pids"
     device = _pretend(pretender, f"sleep 600 & echo $! $$ > {left}; wait")
-    with pytest.raises(DeviceError, match=r"within 1 s; it was killed"):
+    with pytest.raises(NoAnswer, match=r"within 1 s; it was killed"):
         device.run({"mode": "time"}, timeout=1)
     assert not [pid for pid in left.read_text().split() if _alive(int(pid))]
 

@@ -17,6 +17,7 @@ from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.presets import PRESETS
 from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.devices.local import Local
+from edgeexport.devices.protocol import NoAnswer
 from edgeexport.errors import DeviceError
 from edgeexport.records.base import file_digest
 from edgeexport.records.device import DeviceFacts
@@ -64,6 +65,20 @@ def test_a_target_that_no_emulated_cpu_stands_for_is_not_validated(tmp_path: Pat
     record = validate_emulated(_subject(dense_model(tmp_path / "m.onnx")), target, int8=False)
     assert record.runs == ()
     assert "no emulated CPU stands for linux-x86_64-vnni" in record.notes[0]
+
+
+def test_a_cpu_that_is_too_slow_to_answer_is_a_note_and_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("emulated")
+
+    def late(self: emulated.Counting, *_: Any, **__: Any) -> Any:
+        raise NoAnswer(f"{self.name}: no answer to a 'outputs' job within 300 s; it was killed")
+
+    monkeypatch.setattr(emulated.Counting, "run", late)
+    record = validate_emulated(_subject(dense_model(tmp_path / "m.onnx")), WEAK, int8=False)
+    assert (record.holds, record.runs) == (True, ())
+    assert "not validated there: emulated:armv8.0: no answer" in record.notes[0]
 
 
 def test_fp16_that_overflows_from_armv8_2_on_is_right_on_armv8_0_and_red_there(tmp_path: Path) -> None:
