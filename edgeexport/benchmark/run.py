@@ -7,6 +7,7 @@ changes them; what a device cannot tell has a reason in its place.
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -66,7 +67,7 @@ def bench(
             digest = _stored(raw / f"{index}.json", keep)
             progress(f"bench on {reference}: {subject.label} in launches of its own", None)
             entries.append(_entry(subject, device, measurement=measured[index], throughput=throughput, raw=digest))
-        raw.rmdir()
+        shutil.rmtree(raw)
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return BenchRecord(SCHEMA_VERSION, created, __version__, mode, SEED, tuple(entries), tuple(compared))
 

@@ -64,13 +64,16 @@ def test_one_file_under_several_labels_is_compared_under_each(tmp_path: Path, mo
     found = [Comparison("sha256:33", "sha256:33", Interval(ratio), "no difference shown") for ratio in (0.9, 1.1)]
 
     def measure(*_: Any, keep: Path, **__: Any) -> Any:
-        keep.mkdir(parents=True)
+        keep.mkdir(parents=True, exist_ok=True)
         for number in range(len(subjects)):
             (keep / f"{number}.json").write_text(str(number), encoding="utf-8")
         return measured, found
 
     monkeypatch.setattr(run_module, "measure", measure)
     monkeypatch.setattr(run_module, "_entry", lambda *_, **__: entry())
+    left = tmp_path / "raw" / ".0" / "9.json"  # of a bench that was killed
+    left.parent.mkdir(parents=True)
+    left.touch()
     compared = run_module.bench(subjects, keep=tmp_path / "raw").compared
     named = [(each.baseline, each.candidate, each.comparison.ratio.value) for each in compared]
     assert named == [("a.bundle", "tuned", 0.9), ("a.bundle", "tuned (2)", 1.1)]
