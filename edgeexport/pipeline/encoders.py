@@ -65,7 +65,12 @@ def half_form(lane: Lane, rung: TorchRung) -> Iterator[Form]:
         return _compared(lane, rung, folder=folder, maker="to float16", notes=(told,))
 
     def build() -> Built:
-        key = {"half": rung.spine.record.artifact.digest, "versions": versions(*PACKAGES), **_data(lane)}
+        key = {
+            "half": rung.spine.record.artifact.digest,
+            "tolerance": lane.target.tolerance.int8_sqnr_db,
+            "versions": versions(*PACKAGES),
+            **_data(lane),
+        }
         return Built(rung, lane.road.workspace.stage("half", key=key, make=make, kind=Quantized))
 
     yield Form(f"{rung.name} fp16", rung, build)
@@ -91,6 +96,7 @@ def _choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
 
     key = {
         "spine": rung.spine.record.artifact.digest,
+        "per_channel": numbers.per_channel,
         "reduce_range": numbers.reduce_range,
         "samples": SAMPLES,
         "versions": versions(*PACKAGES),

@@ -14,7 +14,7 @@ from edgeexport import quantization
 from edgeexport.pipeline.encoders import first_feeds
 from edgeexport.pipeline.forms import PACKAGES, spine_path
 from edgeexport.pipeline.lower import INT8, Candidate, Lane
-from edgeexport.pipeline.timing import device_for
+from edgeexport.pipeline.timing import device_for, lasting
 from edgeexport.records.sensitivity import Sensitivity
 from edgeexport.workspace import versions
 
@@ -41,19 +41,25 @@ def float_layers(lane: Lane, tried: Candidate) -> list[dict[str, str]]:
 def _sensitivity(lane: Lane, tried: Candidate, *, plan: QuantizationPlan, below: Stage[Quantized]) -> Sensitivity:
     road, spine = lane.road, spine_path(tried.rung)
     machine, _ = device_for(lane.target, lane.device)
-    measured = machine is not None and machine.name == LOCAL and lane.target.runtime == "ort"
+    here = machine if machine is not None and machine.name == LOCAL and lane.target.runtime == "ort" else None
+    options = tried.lowered.record.session_options
 
     def make(_: Path) -> Sensitivity:
         road.progress(f"find what each layer of {tried.rung.name} costs in int8", 0.0)
         feeds = first_feeds(lane, tried.rung, count=SAMPLES)
-        options = tried.lowered.record.session_options
         won = (
-            quantization.measured_wins(spine, below.folder / INT8, feeds=feeds[:1], options=options)
-            if measured
-            else None
+            None
+            if here is None
+            else quantization.measured_wins(spine, below.folder / INT8, feeds=feeds[:1], options=options)
         )
         return quantization.sensitivity(spine, plan, samples=feeds, won_ms=won, progress=road.detail)
 
-    key = {"form": below.key, "measured": measured, "samples": SAMPLES, "versions": versions(*PACKAGES)}
-    key |= road.data_key("calibration")
+    key = {
+        "form": below.key,
+        "measured on": None if here is None else lasting(here.describe()),
+        "options": options,
+        "samples": SAMPLES,
+        "versions": versions(*PACKAGES),
+        **road.data_key("calibration"),
+    }
     return road.workspace.stage("sensitivity", key=key, make=make, kind=Sensitivity).record
