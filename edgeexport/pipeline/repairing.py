@@ -16,8 +16,9 @@ from edgeexport.errors import DeviceError, ModelError
 from edgeexport.pipeline.forms import Static, planned, spine_path, written
 from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
-from edgeexport.pipeline.timing import MODE, device_for
+from edgeexport.pipeline.timing import MODE, device_for, lasting
 from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.quantization.repairs.loop import NOT_MEASURED
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import QuantizationPlan
@@ -35,7 +36,8 @@ RUNTIME = "ort"
 def repaired(lane: Lane, slow: Candidate, *, choice: Static, of: TorchRung) -> Built:
     """Return the fastest form that the known edits make of one that was too slow.
 
-    Raises ModelError when no edit is faster here, or when nothing here may time one.
+    Raises ModelError when no edit is faster here, or when nothing here may time one. That none is faster is not kept
+    for the next run where the measurement of an edit was invalid.
     """
     machine, reason = device_for(lane.target, lane.device)
     if machine is None or lane.target.runtime != RUNTIME:
@@ -57,9 +59,18 @@ def repaired(lane: Lane, slow: Candidate, *, choice: Static, of: TorchRung) -> B
         )
         return Refined(artifact, found.plan, tuple(f"{step.name}: {step.outcome}" for step in found.steps))
 
-    key = {"slow": slow.lowered.key, "quantized": below.key, "versions": versions("onnx", "onnxruntime", "numpy")}
+    key = {
+        "slow": slow.lowered.key,
+        "quantized": below.key,
+        "threads": lane.target.threads,
+        "device": lasting(machine.describe()),
+        "mode": MODE,
+        "versions": versions("onnx", "onnxruntime", "numpy"),
+    }
     stage = lane.road.workspace.stage("repair", key=key, make=make, kind=Refined)
-    if stage.record.plan == plan:
+    if stage.record.plan == plan and stage.record.artifact.digest == rung.spine.record.artifact.digest:
+        if any(NOT_MEASURED in note for note in stage.record.notes):
+            lane.road.workspace.forget(stage)
         raise ModelError(f"no repair is faster here ({'; '.join(stage.record.notes) or 'there is nothing to repair'})")
     spine = msgspec.structs.replace(rung.spine.record, artifact=stage.record.artifact, notes=stage.record.notes)
     changed = replace(rung, spine=Stage(spine, stage.folder, stage.key, stage.fresh))

@@ -8,6 +8,7 @@ import platform
 import msgspec
 import pytest
 
+from edgeexport.devices import local
 from edgeexport.errors import DeviceError
 from edgeexport.pipeline import repairing, ship
 from edgeexport.records.measurement import Comparison, Interval
@@ -66,3 +67,25 @@ def test_without_a_faster_edit_the_source_ships_in_fp32(slow, monkeypatch):
     rows = _rows(slow)
     assert "no repair is faster here" in rows["source int8 minmax repaired"]["reason"]
     assert rows["source fp32"]["status"] == "shipped"
+
+
+def test_that_nothing_is_faster_is_kept_where_it_was_measured_and_for_that_machine(slow, monkeypatch):
+    asked = []
+
+    def noisy(*_, **__):
+        asked.append("noisy")
+        raise DeviceError("launches lie 40% apart")
+
+    monkeypatch.setattr(repairing, "_ratio", noisy)
+    assert slow.run(target=slow.target) == 0
+    assert "not measured: launches lie" in _rows(slow)["source int8 minmax repaired"]["reason"]
+    monkeypatch.setattr(repairing, "_ratio", lambda *_, **__: asked.append("quiet") or 1.01)
+    assert slow.run(target=slow.target) == 0
+    edits = asked.count("noisy")
+    assert asked.count("quiet") == edits > 0
+    assert slow.run(target=slow.target) == 0
+    assert asked.count("quiet") == edits
+    honest = local._facts
+    monkeypatch.setattr(local, "_facts", lambda *words: msgspec.structs.replace(honest(*words), cpu="another"))
+    assert slow.run(target=slow.target) == 0
+    assert asked.count("quiet") == 2 * edits

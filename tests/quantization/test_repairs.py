@@ -294,7 +294,7 @@ def test_an_edit_that_cannot_be_timed_is_a_step_with_its_reason(tmp_path: Path) 
 
     found = repaired(built(averaged, tmp_path / "net.onnx"), lost)
     assert found.steps
-    assert all(step.outcome == "not tried: the phone was unplugged" for step in found.steps)
+    assert all(step.outcome == "not measured: the phone was unplugged" for step in found.steps)
 
 
 def test_a_real_clock_gives_a_file_that_runs_and_agrees(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgeexport import graph
-from edgeexport.errors import EdgeExportError
+from edgeexport.errors import DeviceError, EdgeExportError
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.repairs.planned import plan_edits
 from edgeexport.quantization.repairs.spine import SPINE_EDITS, SpineEdit, all_of, edited
@@ -25,6 +25,7 @@ from edgeexport.runtimes.ort import open_session
 from edgeexport.runtimes.protocol import Feeds
 from edgeexport.validation.compare import compare_sessions
 
+NOT_MEASURED = "not measured: "  # begins the outcome of an edit that a quieter machine may judge
 FASTER = 0.98  # a ratio below this: 2 % is the smallest effect that measurements here claim
 
 
@@ -121,6 +122,8 @@ class _Search:
         try:
             self.bench.build(spine, plan, out)
             ratio = self.bench.timed(self.file, out)
+        except DeviceError as error:
+            return self.note(step, outcome=f"{NOT_MEASURED}{error}")
         except EdgeExportError as error:
             return self.note(step, outcome=f"not tried: {error}")
         if not ratio < FASTER:
