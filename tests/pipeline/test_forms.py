@@ -51,9 +51,6 @@ def test_what_int8_cannot_hold_ships_in_float16_where_the_cpu_computes_it(desk):
     assert rows["source fp16"]["status"] == "shipped"
     assert rows["source fp16"]["form"] == "fp16"
     assert rows["source fp16"]["artifact"]["bytes"] < 0.6 * 121_000
-    strict = target.replace('title = "board"', 'title = "strict"') + "[tolerance]\nint8_sqnr_db = 200.0\n"
-    assert desk.run(target=str(desk.write("strict.toml", strict))) == 1
-    assert "differs from float" in _rows(desk, "strict")["source fp16"]["reason"]
     plain = f'title = "here"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n'
     assert desk.run("--device", "none", target=str(desk.write("plain.toml", plain))) in {0, 1}
     assert "source fp16" not in _rows(desk, "plain")

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
-from edgeexport.pipeline import ladder
+from edgeexport.pipeline import encoders, ladder
 from edgeexport.pipeline.lower import Candidate, Form, Lane
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
+from edgeexport.records.target import Tolerance, load_target
 from edgeexport.records.verdict import Drop, LimitVerdict, Verdict
 
 RUNG = cast("Any", SimpleNamespace(name="source"))
@@ -79,3 +81,17 @@ def test_of_forms_that_are_all_too_slow_the_best_is_repaired(monkeypatch: pytest
     tried = climbed.names(methods=("minmax", "mse"), improve="always")
     assert tried[2:] == ["mse", "minmax", "equalized mse", "mse repaired"]
     assert climbed.repaired == ["source int8 mse"]
+
+
+def test_float16_that_held_one_tolerance_is_compared_anew_for_another() -> None:
+    keys: list[Any] = []
+    workspace = SimpleNamespace(stage=lambda _, *, key, **__: keys.append(key))
+    road = SimpleNamespace(workspace=workspace, data_key=lambda _: {})
+    rung = cast("Any", SimpleNamespace(name="source", spine=SimpleNamespace(record=SimpleNamespace(artifact=ARTIFACT))))
+    board = msgspec.structs.replace(load_target("android-arm64"), runtime="ort", features=("asimdhp",))
+    for least in (10.0, 30.0):
+        target = msgspec.structs.replace(board, tolerance=Tolerance(int8_sqnr_db=least))
+        for form in encoders.half_form(cast("Lane", SimpleNamespace(road=road, target=target)), rung):
+            form.build()
+    first, second = keys
+    assert first != second
