@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgeexport import __version__
-from edgeexport.errors import CheckFailed, EdgeExportError, NoSpace
+from edgeexport.errors import CheckFailed, EdgeExportError, NoSpace, RequestError
 
 if TYPE_CHECKING:
     from edgeexport.records.run import RunRecord
@@ -170,6 +171,8 @@ def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], w
     For a recipe (.toml): what is wrong with its calibration samples, and whether there are enough of them.
     """
     if model.suffix == ".toml":
+        if targets or shapes:
+            raise RequestError(f"{model}: of a recipe the samples are checked, whatever --target and --input say")
         _inspect_recipe(model, workspace, as_json=as_json)
         return
     from edgeexport.inspection import inspect as inspect_model
@@ -273,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _tell(error)
     return 0
 

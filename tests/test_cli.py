@@ -68,11 +68,17 @@ def test_debug_may_stand_anywhere(place: int, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith("[")
 
 
-def test_debug_after_the_verb_shows_the_error_itself(tmp_path: Path) -> None:
-    from edgeexport.errors import EdgeExportError
+def test_debug_after_the_verb_shows_the_traceback_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tmp_path / "none.toml"), "--target", "linux-arm64", "--debug"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "error: " in told
 
-    with pytest.raises(EdgeExportError):
-        main(["explain", str(tmp_path / "none.toml"), "--target", "linux-arm64", "--debug"])
+
+def test_a_recipe_is_not_inspected_for_a_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.toml").write_text("", encoding="utf-8")
+    assert main(["inspect", str(tmp_path / "recipe.toml"), "--target", "linux-arm64"]) == 2
+    assert "--target" in capsys.readouterr().err
 
 
 def test_debug_behind_a_double_dash_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:

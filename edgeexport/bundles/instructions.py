@@ -62,10 +62,13 @@ def instructions(manifest: Manifest) -> str:
 {inputs}
 {outputs}
 
-manifest.json says what every file is; labels.txt names the classes, the first line is class 0; golden/ holds inputs
-with the outputs to expect.{_preparation(manifest)}
+manifest.json says what every file is; {_labels(manifest)}golden/ holds inputs with the outputs to expect.{_preparation(manifest)}
 Check the whole bundle:  edgeexport verify FILE.bundle
 {_run_text(manifest.runtime)}"""
+
+
+def _labels(manifest: Manifest) -> str:
+    return "labels.txt names the classes, the first line is class 0; " if manifest.labels else ""
 
 
 def _preparation(manifest: Manifest) -> str:

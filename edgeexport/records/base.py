@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
@@ -64,8 +65,9 @@ def from_table(table: Mapping[str, Any], kind: type[T], *, origin: str) -> T:
 
 
 def _plain(message: str) -> str:
-    """msgspec writes `$.model.inputs[...]`; a reader of TOML knows `model.inputs`."""
-    return message.replace("`$.", "`").replace(" - at `$`", "")
+    """msgspec writes `$.model.inputs[...]` and counts from 0; a reader of TOML knows `model.inputs`, and step 1."""
+    counted = re.sub(r"\[(\d+)\]", lambda found: f"[{int(found[1]) + 1}]", message)
+    return counted.replace("`$.", "`").replace(" - at `$`", "")
 
 
 def _refuse_unknown(value: object, kind: Any, *, origin: str, place: str) -> None:
