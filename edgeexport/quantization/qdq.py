@@ -6,6 +6,7 @@ scale and zero point in it is compared with the plan, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     overrides = _overrides(plan, owners)
     draft = write_draft(model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations)
     drop_points(draft, keep=frozenset(plan.activations))
+    bypass_points(draft, floats={node.name for node in model.graph.node} - set(nodes))
     _restore_header(draft, source)
     compact(draft, tensors=_lasting(model), named={node.name for node in model.graph.node})
     prove(draft, plan)
@@ -61,6 +63,27 @@ def drop_points(model: ModelProto, *, keep: frozenset[str]) -> None:
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
+
+
+def bypass_points(model: ModelProto, *, floats: Collection[str]) -> None:
+    """Let nodes left in float read what nodes left in float wrote, in place, not its rounded form for the others.
+
+    So a residual stream whose Adds are in float is rounded for the layers that read it, and not along the way.
+    """
+    made = {name: node for node in model.graph.node for name in node.output}
+    for node in [node for node in model.graph.node if node.name in floats]:
+        for index, name in enumerate(node.input):
+            source = _unrounded(made, name)
+            maker = made.get(source)
+            if maker is not None and maker.name in floats:
+                node.input[index] = source
+
+
+def _unrounded(made: Mapping[str, NodeProto], name: str) -> str:
+    """The tensor that a Quantize → Dequantize pair rounds to `name`; empty if there is no such pair."""
+    second = made.get(name)
+    first = made.get(second.input[0]) if second is not None and second.op_type == "DequantizeLinear" else None
+    return str(first.input[0]) if first is not None and first.op_type == "QuantizeLinear" else ""
 
 
 def prove(model: ModelProto, plan: QuantizationPlan) -> None:

@@ -152,6 +152,27 @@ def test_a_node_kept_in_float_stays_a_float_node(tmp_path: Path) -> None:
     assert "w0" in graph.initializers(graph.load(out))
 
 
+def test_adds_left_in_float_pass_on_what_they_computed_unrounded(tmp_path: Path) -> None:
+    path = small_mobilenet(tmp_path / "net.onnx")
+    first, second = (node for node in graph.load(path).graph.node if node.op_type == "Add")
+    _, whole = made(path)
+    before = sqnr_db(path, whole)
+    plan, out = made(path, keep_float={first.name: "sensitive", second.name: "sensitive"})
+    readers = [node for node in graph.load(out).graph.node if first.output[0] in node.input]
+    assert sorted(node.op_type for node in readers) == ["Add", "QuantizeLinear"]
+    assert first.output[0] in plan.activations
+    assert sqnr_db(path, out) > before
+
+
+def test_what_an_integer_kernel_wrote_is_read_rounded_by_an_add_in_float(tmp_path: Path) -> None:
+    path = small_mobilenet(tmp_path / "net.onnx")
+    first = next(node for node in graph.load(path).graph.node if node.op_type == "Add")
+    _, out = made(path, keep_float={first.name: "sensitive"})
+    written = {name: node.op_type for node in graph.load(out).graph.node for name in node.output}
+    added = next(node for node in graph.load(out).graph.node if node.name == first.name)
+    assert [written[name] for name in added.input] == ["DequantizeLinear"] * 2
+
+
 def test_unnamed_nodes_and_row_vector_biases_are_taken(tmp_path: Path) -> None:
     net = Net()
     x = net.put("Flatten", net.put("GlobalAveragePool", net.conv("image", 3, 8)))
