@@ -62,13 +62,17 @@ def instructions(manifest: Manifest) -> str:
 {inputs}
 {outputs}
 
-manifest.json says what every file is; {_labels(manifest)}golden/ holds inputs with the outputs to expect.{_preparation(manifest)}
+manifest.json says what every file is; golden/ holds inputs with the outputs to expect.{_words(manifest)}
 Check the whole bundle:  edgeexport verify FILE.bundle
 {_run_text(manifest.runtime)}"""
 
 
+def _words(manifest: Manifest) -> str:
+    return _labels(manifest) + _preparation(manifest)
+
+
 def _labels(manifest: Manifest) -> str:
-    return "labels.txt names the classes, the first line is class 0; " if manifest.labels else ""
+    return "\nlabels.txt names the classes, the first line is class 0." if manifest.labels else ""
 
 
 def _preparation(manifest: Manifest) -> str:
