@@ -164,7 +164,18 @@ def _target_lines(run: RunRecord, result: TargetResult) -> list[str]:
         return [f"{result.target}: infeasible, nothing is packed; {why}", *tried]
     head = f"{result.target}: ships {result.shipped}{_scores(result)}; {_HEADS[outcome(result)]}"
     limits = result.verdict.limits if result.verdict is not None else ()
-    return [head, *tried, *map(_limit_line, limits)]
+    return [head, *tried, *map(_limit_line, limits), *_emulated_lines(run, result)]
+
+
+def _emulated_lines(run: RunRecord, result: TargetResult) -> list[str]:
+    """What emulated CPUs made of the file that ships, or why none ran it; nothing where a device did."""
+    name = result.shipped
+    found = [rung.emulation for rung in run.rungs if (rung.target, rung.name) == (result.target, name)]
+    lines = []
+    for record in filter(None, found):
+        lines += [f"  emulated  {each.device}: " + (each.reason or "agrees with this machine") for each in record.runs]
+        lines += [f"  emulated  {note}" for note in ([] if record.runs else record.notes)]
+    return lines
 
 
 def _scores(result: TargetResult) -> str:

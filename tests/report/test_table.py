@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from edgeexport.records.base import from_json
+from edgeexport.records.emulation import EmulatedRun, EmulationRecord
 from edgeexport.records.run import RunRecord
 from edgeexport.records.verdict import Drop, Score
 from edgeexport.report import ladder_table, to_json, verdict_lines
@@ -158,3 +159,20 @@ def test_the_interval_of_a_score_is_that_of_its_drop(higher: bool, expected: tup
     span = score_span(Score("m", 10.0, "", 5, "", higher_is_better=higher), Drop(1.0, 0.0, 3.0, 2.0, "bootstrap", 5))
     assert span is not None
     assert (span.low, span.high) == expected
+
+
+def test_what_emulated_cpus_made_of_the_file_stands_below_its_verdict() -> None:
+    run = sample_run()
+    runs = (EmulatedRun("emulated:armv8.2", "cortex-a76", "1.32.0", holds=True),)
+    record = EmulationRecord("x86-64-vnni", "sha256:a", holds=True, runs=runs)
+    absent = EmulationRecord("x86-64-vnni", "sha256:a", holds=True, notes=("not validated under emulation",))
+    for emulation, line in (
+        (record, "  emulated  emulated:armv8.2: agrees with this machine"),
+        (absent, "  emulated  not validated under emulation"),
+    ):
+        rungs = tuple(
+            msgspec.structs.replace(each, emulation=emulation) if each.status == "shipped" else each
+            for each in run.rungs
+        )
+        assert line in verdict_lines(msgspec.structs.replace(run, rungs=rungs))
+    assert not [line for line in verdict_lines(run) if "emulated" in line]
