@@ -7,11 +7,14 @@ is chosen on them. Labels are for reporting alone.
 from __future__ import annotations
 
 import io
+import itertools
+import platform
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,20 @@ import edgeexport
 from edgeexport import graph
 from edgeexport.quantization import (
     calibrate,
+    choose_float,
     equalize,
     learn_rounding,
+    measured_wins,
     plan_quantization,
     quantize,
+    sensitivity,
 )
 from edgeexport.quantization.repairs.spine import SPINE_EDITS, all_of, edited
+from edgeexport.records.base import file_digest
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.target import NumberFormat
 from edgeexport.runtimes.ort import open_session
+from edgeexport.runtimes.ort_kernels import for_integer_kernels
 from edgeexport.validation.paired import mean_draws, percentile_interval
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.peers import NETWORKS, _quantized
@@ -164,35 +172,96 @@ Method = Callable[..., QuantizationPlan]
 METHODS: dict[str, Method | None] = {"plain": None, "rounding": learn_rounding}
 
 
+@dataclass(frozen=True)
+class Made:
+    """One int8 file, with the float model and the plan that it was written from."""
+
+    file: Path
+    source: Path
+    plan: QuantizationPlan
+
+
 def ours(fp32: Path, calibration: Pictures, *, folder: Path, per_channel: bool) -> tuple[Path, dict[str, Any]]:
-    """Build every method from one half of the pictures, take the one that is closest to fp32 on crops of the other."""
+    """Build every method from one half of the pictures, take the one that is closest to fp32 on crops of the other.
+
+    Then leave in float what loses most for what int8 wins there, as far as that is worth it on the same crops.
+    """
     spine = folder / "spine.onnx"
     model = graph.load(fp32)
     graph.save(edited(model, all_of(model, SPINE_EDITS))[0], spine)
     half = calibration[1::2]
     selection = [name for index, name in enumerate(all_names()) if index % 10 == 0]
     real = logits(fp32, crops(selection))
-    scores: dict[str, Any] = {}
-    for name in METHODS:
-        file = built(spine, half, name=name, folder=folder, per_channel=per_channel)
-        scores[name] = sqnr_db(logits(file, crops(selection)), real)
-        sys.stderr.write(f"{name}: {scores[name]:.1f} dB on the selection half\n")
+
+    def score(file: Path) -> float:
+        return sqnr_db(logits(file, crops(selection)), real)
+
+    numbers = NumberFormat(activations="uint8", per_channel=per_channel)
+    made = {name: built(spine, half, name=name, folder=folder, numbers=numbers) for name in METHODS}
+    scores = {name: score(each.file) for name, each in made.items()}
     best = max(scores, key=scores.__getitem__)
-    return built(spine, calibration, name=best, folder=folder, per_channel=per_channel), {"method": best, **scores}
+    sys.stderr.write(f"on the selection half: {scores}\n")
+    keep, tried = left_in_float(fp32, made[best], half, score=score)
+    last = built(spine, calibration, name=best, folder=folder, numbers=numbers, keep=keep)
+    return last.file, {"method": best, **scores, "left_in_float": sorted(keep), "tried": tried}
 
 
-def built(spine: Path, pictures: Pictures, *, name: str, folder: Path, per_channel: bool) -> Path:
+def left_in_float(
+    fp32: Path, made: Made, pictures: Pictures, *, score: Callable[[Path], float]
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return what to leave in float, node -> reason, and each try: of those fast enough, what scores best.
+
+    As `edgeexport run` does: ever more layers of the order that `choose_float` gives.
+    """
+    samples = [{"image": picture[None]} for picture in pictures]
+    won = measured_wins(made.source, made.file, feeds=samples[:1])
+    order = choose_float(sensitivity(made.source, made.plan, samples=samples[:16], won_ms=won))
+    layers = [list(layer) for _, layer in itertools.groupby(order, key=order.__getitem__)]
+    ranges = calibrate(made.source, samples, samples_digest="the pictures of this benchmark")
+    tries: dict[str, tuple[int, Path, dict[str, str]]] = {}
+    for count in [0, *(1 << step for step in range(len(layers).bit_length()))]:
+        keep = {name: order[name] for layer in layers[:count] for name in layer}
+        plan = plan_quantization(made.source, ranges, numbers=made.plan.numbers, keep_float=keep)
+        file = shipped(made.source, plan, out=made.file.with_name(f"{count}-in-float.onnx"))
+        tries.setdefault(file_digest(file), (count, file, keep))  # some layers change nothing without others
+    _, beside = edgeexport.measure([fp32, *(file for _, file, _ in tries.values())], samples=samples[:2])
+    tried = [
+        {"layers": count, "sqnr_db": score(file), "speed_up": 1 / one.ratio.value if one.ratio else 0.0}
+        for (count, file, _), one in zip(tries.values(), beside, strict=True)
+    ]
+    sys.stderr.write(f"layers in float: {tried}\n")
+    fast = [index for index, row in enumerate(tried) if row["speed_up"] >= SPEED_UP] or [0]
+    chosen = max(fast, key=lambda index: tried[index]["sqnr_db"])
+    return [keep for _, _, keep in tries.values()][chosen], tried
+
+
+def built(
+    spine: Path,
+    pictures: Pictures,
+    *,
+    name: str,
+    folder: Path,
+    numbers: NumberFormat,
+    keep: Mapping[str, str] | None = None,
+) -> Made:
     """Write the int8 file of one method: plain, or equalized and then rounded by learning."""
     samples = [{"image": picture[None]} for picture in pictures]
     source, made, out = spine, folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
     method = METHODS[name]
     if method is not None:
         source = folder / "equalized.onnx"
-        equalize(spine, samples, out=source, per_channel=per_channel)
+        equalize(spine, samples, out=source, per_channel=numbers.per_channel)
     ranges = calibrate(source, samples, samples_digest="the pictures of this benchmark")
-    plan = plan_quantization(source, ranges, numbers=NumberFormat(activations="uint8", per_channel=per_channel))
+    plan = plan_quantization(source, ranges, numbers=numbers, keep_float=keep)
     if method is not None:
         plan = method(source, plan, samples=samples, out=made)
         source = made
+    return Made(shipped(source, plan, out=out), source, plan)
+
+
+def shipped(source: Path, plan: QuantizationPlan, *, out: Path) -> Path:
+    """Write the int8 file as the target gets it: fitted to this machine's integer kernels, the same bits."""
     quantize(source, plan, out=out)
+    model, _ = for_integer_kernels(graph.load(out), arch=platform.machine().lower().replace("amd64", "x86_64"))
+    graph.save(model, out)
     return out
