@@ -90,6 +90,9 @@ def _state(ratio: Interval, allowed: float) -> tuple[State, str]:
     if ratio.low is None or ratio.high is None:
         return "unproven", "too few launches for an interval; use --mode quick or official"
     if ratio.value <= 1 + allowed:
+        if ratio.high > 1 + allowed and (ratio.high - ratio.low) / 2 > allowed:
+            told = f"from {ratio.low:.3g} to {ratio.high:.3g} times as long"
+            return "unproven", f"{told}: noise is larger than the {allowed:.3g} allowed"
         return "holds", f"up to {ratio.high:.3g} times" if ratio.high > 1 + allowed else ""
     if ratio.low <= 1:
         return "unproven", f"{ratio.value:.3g} times as long, but no difference is shown: at least {ratio.low:.3g}"

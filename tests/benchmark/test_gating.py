@@ -38,6 +38,15 @@ def test_a_difference_that_noise_explains_is_unproven_and_does_not_pass() -> Non
         Benched(record(noisy), gate(record(noisy), record(), allowed=0.05)).raise_faults()
 
 
+def test_an_estimate_within_the_allowance_does_not_hold_when_the_noise_is_larger_than_it() -> None:
+    wide = entry([0.85, 1.25, 0.9, 1.2, 0.95, 1.0])
+    state, reason = _states(wide)["latency"]
+    assert (state, "noise is larger than the 0.05 allowed" in reason) == ("unproven", True)
+    assert _states(wide, allowed=0.4)["latency"][0] == "holds"
+    with pytest.raises(DeviceError):
+        Benched(record(wide), gate(record(wide), record(), allowed=0.05)).raise_faults()
+
+
 def test_too_few_launches_are_unproven() -> None:
     assert "too few launches" in _states(entry([1.0]))["latency"][1]
 
