@@ -127,10 +127,16 @@ def _launch(turn: Turn, device: Device, *, plan: Plan) -> Launch | None:
 
 
 def _cool_down(device: Device, first: Launch, *, plan: Plan) -> None:
-    """Wait until the sentinel is about as fast as it was at the start, but no longer than the plan says."""
+    """Wait until the sentinel is about as fast as it was at the start, but no longer than the plan says.
+
+    A sentinel that fails ends the waiting: the launches that follow find out themselves whether the device is there.
+    """
     cold = min(first.sentinel.before_ns) * (1 + plan.cooled)
     for _ in range(int(plan.cooldown_seconds / COOLING_STEP_SECONDS)):
-        answer = device.run({"mode": "sentinel"}, timeout=START_SECONDS)
+        try:
+            answer = device.run({"mode": "sentinel"}, timeout=START_SECONDS)
+        except DeviceError:
+            return
         if min(answer["sentinel"]["before_ns"]) <= cold:
             return
         time.sleep(COOLING_STEP_SECONDS)

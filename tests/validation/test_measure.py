@@ -244,6 +244,34 @@ def test_official_runs_wait_until_the_sentinel_has_cooled(monkeypatch: pytest.Mo
     assert len(naps) == 2
 
 
+def test_a_device_that_is_lost_while_it_cools_ends_the_turns_and_discards_no_round(tmp_path: Path) -> None:
+    class Lost(Scripted):
+        def run(self, job: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+            if job["mode"] == "sentinel" or ("sentinel", "") in self.started:
+                self.started.append((str(job["mode"]), ""))
+                raise DeviceError("the cable was pulled")
+            return super().run(job, **more)
+
+    device = Lost(lambda _, number: _times(1.0, number))
+    measured, _ = measure([_subject("a"), _subject("b")], device=device, mode="quick", keep=tmp_path)
+    assert [each.valid for each in measured] == [False, False]
+    assert all("the cable was pulled" in each.reasons[0] for each in measured)
+    assert len(msgspec.json.decode((tmp_path / "0.json").read_bytes())) == 1
+
+
+def test_a_sentinel_that_fails_once_costs_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "quick", Plan(6, 5, 0.0, 64, 0.0, cap_seconds=30, most=6, cooldown_seconds=60))
+
+    class Shaky(Scripted):
+        def run(self, job: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+            if job["mode"] == "sentinel":
+                raise DeviceError("no answer within 60 s")
+            return super().run(job, **more)
+
+    measured, _ = measure([_subject("a")], device=Shaky(lambda _, number: _times(1.0, number)), mode="quick")
+    assert measured[0].valid, measured[0].reasons
+
+
 def test_a_ratio_that_is_not_known_closely_is_given_more_rounds_whatever_it_is() -> None:
     def script(digest: str, number: int) -> dict[str, Any]:
         return _times(1.0 if digest.endswith("a") else 1 + 0.06 * (-1) ** number, number)
