@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     _program(tmp_path / "bin", "cc", "echo 'stdint.h: no such file' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert "stdint.h" in install._compile_plugin(tmp_path)
+
+
+def test_a_compiler_that_hangs_is_ended_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "bin", "cc", "exec sleep 60")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(install, "SECONDS", 0.2)
+    with pytest.raises(MachineError, match="compiling the counting plugin took more than"):
+        install._compile_plugin(tmp_path)
+    monkeypatch.setattr(install.sys, "executable", str(tmp_path / "bin" / "cc"))
+    monkeypatch.setattr(root, "PYTHON", "{}.{}".format(*sys.version_info[:2]))
+    with pytest.raises(MachineError, match="compiling the guest's Python files took more than"):
+        install._compile_python(tmp_path)
 
 
 def test_an_installation_that_fits_is_kept() -> None:

@@ -7,7 +7,6 @@ used again after it, checked by apt and pip.
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -139,12 +138,8 @@ def _compile_python(private: Path) -> None:
     folders = [private / "site", private / "legacy", private / "root" / "usr" / "lib" / f"python{layout.PYTHON}"]
     words = ("-m", "compileall", "-q", "-j", "2", "--invalidation-mode", "unchecked-hash")
     # Packages ship files of other Pythons and templates, which do not compile: exit 1 says no more than that.
-    subprocess.run(
-        [sys.executable, *words, "-s", str(private), "-p", "/", *map(str, folders)],
-        capture_output=True,
-        check=False,
-        timeout=SECONDS,
-    )
+    places = ("-s", str(private), "-p", "/", *map(str, folders))
+    _ended([sys.executable, *words, *places], purpose="compiling the guest's Python files")
 
 
 def _compile_plugin(private: Path) -> str:
@@ -154,7 +149,7 @@ def _compile_plugin(private: Path) -> str:
         return "no C compiler (cc, gcc) was there at installation"
     source = Path(layout.__file__).parent / "count.c"
     words = ("-shared", "-fPIC", "-O2", "-o", str(private / layout.PLUGIN), str(source))
-    done = subprocess.run([compiler, *words], capture_output=True, text=True, check=False, timeout=SECONDS)
+    done = _ended([compiler, *words], purpose="compiling the counting plugin")
     return "" if done.returncode == 0 else f"the counting plugin did not compile: {done.stderr.strip()[-300:]}"
 
 
@@ -194,15 +189,24 @@ def _output(
     """Run a program and return its stdout. Raises MachineError with the end of what it said."""
     # A user's constraints are for this machine's environment, not for the guest's.
     env = surroundings if surroundings is not None else {**os.environ, "PIP_CONSTRAINT": os.devnull}
-    call = functools.partial(subprocess.run, capture_output=True, text=True, check=False, timeout=SECONDS, env=env)
     try:
-        done = call([str(program), *map(str, words)], cwd=within)
+        done = _ended([str(program), *map(str, words)], purpose=purpose, within=within, env=env)
     except FileNotFoundError as error:
         raise MachineError(f"{purpose} needs the program {program!r}, which is not here", next_step=DEBIAN) from error
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(f"{purpose} took more than {SECONDS:g} s and was ended", next_step="try again") from error
     if done.returncode != 0:
         said = "\n  ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-6:])
         step = hint or "read the reason above; without a network there is nothing to download from"
         raise MachineError(f"{purpose} failed (exit {done.returncode}):\n  {said}", next_step=step)
     return str(done.stdout)
+
+
+def _ended(
+    words: Sequence[str], *, purpose: str, within: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, whatever its exit code. Raises MachineError when it takes too long."""
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, cwd=within, env=env
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(f"{purpose} took more than {SECONDS:g} s and was ended", next_step="try again") from error
