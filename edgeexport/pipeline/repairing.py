@@ -72,7 +72,10 @@ def repaired(lane: Lane, slow: Candidate, *, choice: Static, of: TorchRung) -> B
         if any(NOT_MEASURED in note for note in stage.record.notes):
             lane.road.workspace.forget(stage)
         raise ModelError(f"no repair is faster here ({'; '.join(stage.record.notes) or 'there is nothing to repair'})")
-    spine = msgspec.structs.replace(rung.spine.record, artifact=stage.record.artifact, notes=stage.record.notes)
+    # What the export was compared with is not this graph.
+    spine = msgspec.structs.replace(
+        rung.spine.record, artifact=stage.record.artifact, parity=None, notes=stage.record.notes
+    )
     changed = replace(rung, spine=Stage(spine, stage.folder, stage.key, stage.fresh))
 
     symmetric = lane.target.numbers().symmetric_activations

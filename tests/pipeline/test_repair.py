@@ -54,7 +54,16 @@ def test_the_form_that_a_repair_makes_faster_ships_and_says_what_was_tried(slow,
 
     monkeypatch.setattr(repairing, "MODE", "smoke")
     monkeypatch.setattr(repairing, "_ratio", ratio)
+    write, compared = repairing.written, []
+
+    def written(lane, changed, *, of, **more):
+        compared.extend([of.spine.record.parity, changed.spine.record.parity])
+        return write(lane, changed, of=of, **more)
+
+    monkeypatch.setattr(repairing, "written", written)
     assert slow.run(target=slow.target) == 0
+    assert compared[0] is not None
+    assert compared[1] is None  # the edited spine is not what the export was compared with
     rows = _rows(slow)
     assert "never_slower" in rows["source int8 minmax"]["reason"]
     shipped = rows["source int8 minmax repaired"]
