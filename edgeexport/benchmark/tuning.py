@@ -55,7 +55,9 @@ def tune(
         str(path), on, tuple(trials), best.threads, dict(best.options), changed, str(out) if changed else ""
     )
     if changed:
-        reopened(path, out, threads=best.threads, options=best.options, measurement=measured, record=tuning)
+        # What is kept in the bundle names no folders: equal inputs give equal bytes wherever they lie.
+        kept = msgspec.structs.replace(tuning, bundle=path.name, out=out.name)
+        reopened(path, out, threads=best.threads, options=best.options, measurement=measured, record=kept)
     return tuning
 
 

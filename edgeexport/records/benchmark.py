@@ -113,7 +113,10 @@ class Trial(Record):
 
 
 class Tuning(Record):
-    """What `tune` tried, and the settings that it ended with. changed: whether any beat the bundle's own."""
+    """What `tune` tried, and the settings that it ended with. changed: whether any beat the bundle's own.
+
+    bundle, out: paths as given; in the bundle's own copy just the names.
+    """
 
     bundle: str
     device: str

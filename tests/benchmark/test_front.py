@@ -14,6 +14,7 @@ from edgeexport.benchmark import opened, read_records
 from edgeexport.benchmark import run as run_module
 from edgeexport.benchmark import tuning as tuning_module
 from edgeexport.benchmark.storage import raw_launches
+from edgeexport.bundles import unpack
 from edgeexport.cli import main
 from edgeexport.errors import DataError, RequestError
 from edgeexport.records.device import DeviceFacts
@@ -158,6 +159,9 @@ def test_tune_tries_each_setting_and_writes_what_is_faster(tmp_path: Path, monke
     assert {trial.setting for trial in tuning.trials} >= {"arena", "optimization level"}
     verified = edgeexport.verify(out)
     assert verified.holds, verified.differences
+    unpack(out, tmp_path / "unpacked")
+    kept = json.loads((tmp_path / "unpacked" / "records" / "tuning.json").read_bytes())
+    assert (kept["bundle"], kept["out"], tuning.out) == ("tiny.bundle", "tuned.bundle", str(out))
     with opened([out]) as subjects:
         assert subjects[0].options["enable_cpu_mem_arena"] is False
         assert "config_entries" in subjects[0].options
