@@ -87,6 +87,8 @@ class _Walk:
             )
             row = msgspec.structs.replace(row, emulation=checked, notes=(*row.notes, *told(checked)))
             if checked is not None and not checked.holds:
+                # With no limit that fails, the ladder learns that better numbers or speed would not help.
+                self.lane.refused[row.name] = verdict
                 self.rows.append(msgspec.structs.replace(row, status="rolled back", reason=checked.reason))
                 return None
             self.opened = True

@@ -70,6 +70,10 @@ def test_a_file_that_computes_something_else_there_does_not_ship(
     assert _run(desk) == 1
     assert not list((tmp_path / "out").glob("*.bundle"))
     assert "emulated:armv8.2: 10 of 10 values are NaN or Inf" in capsys.readouterr().out
+    # Neither is a remedy tried that is for what a form loses: it lost nothing.
+    rungs = json.loads((tmp_path / "out" / "run.json").read_text())["rungs"]
+    refused = [rung["form"] for rung in rungs if run.reason in rung["reason"]]
+    assert refused == ["int8", "fp32"]
 
 
 def test_without_emulated_cpus_a_run_ships_and_says_that_nothing_was_validated(tmp_path: Path) -> None:
