@@ -31,6 +31,8 @@ from edgeexport.records.benchmark import (
     Throughput,
 )
 from edgeexport.records.measurement import Comparison, Measurement, Mode
+from edgeexport.validation.answers import read_energy, read_nodes
+from edgeexport.validation.launches import read_launch
 from edgeexport.validation.measure import PLANS, Subject, measure
 from edgeexport.validation.subjects import Turn, prepared
 
@@ -117,15 +119,12 @@ def _side(turn: Turn, device: Device, **changes: Any) -> Mapping[str, Any]:
 
 def _nodes(turn: Turn, device: Device) -> tuple[tuple[NodeTime, ...], str]:
     try:
-        found = _side(turn, device, mode="profile")["profile"]
+        found = read_nodes(_side(turn, device, mode="profile"))
     except DeviceError as error:
         return (), f"not profiled: {error}"
-    if "nodes" not in found:
-        return (), str(found["reason"])
-    times = [
-        NodeTime(node["name"], node["op"] or "", node["provider"] or "", node["us"] / max(1, node["calls"]))
-        for node in found["nodes"]
-    ]
+    if isinstance(found, str):
+        return (), found
+    times = [NodeTime(node.name, node.op or "", node.provider or "", node.us / max(1, node.calls)) for node in found]
     return tuple(sorted(times, key=lambda node: (-node.us, node.name))), ""
 
 
@@ -133,11 +132,11 @@ def _energy(turn: Turn, device: Device, *, mode: Mode) -> Energy:
     if mode != "official":
         return Energy(reason="not measured: only in mode official, whose launch for it is a minute long")
     try:
-        found = _side(turn, device, mode="energy", **ENERGY)["energy"]
+        found, reason = read_energy(_side(turn, device, mode="energy", **ENERGY))
     except DeviceError as error:
         return Energy(reason=f"not measured: {error}")
-    rails = tuple(Rail(name, **figures) for name, figures in sorted(found.get("rails", {}).items()))
-    return Energy(rails, "" if rails else str(found.get("reason", "not measured: no counter ran on without a break")))
+    rails = tuple(Rail(name, *msgspec.structs.astuple(figures)) for name, figures in sorted(found.items()))
+    return Energy(rails, "" if rails else reason or "not measured: no counter ran on without a break")
 
 
 def _swept(subject: Subject, device: Device, *, folder: Path) -> tuple[Throughput, ...]:
@@ -165,9 +164,9 @@ def _with(subject: Subject, feeds: dict[str, Any]) -> Subject:
 def _rates(turn: Turn, device: Device, *, threads: int, batch: int) -> list[float]:
     """Samples in a second of each launch; none when the model does not take this batch."""
     try:
-        answers = [_side(turn, device, mode="time", threads=threads) for _ in range(SWEEP_LAUNCHES)]
+        launches = [read_launch(_side(turn, device, mode="time", threads=threads)) for _ in range(SWEEP_LAUNCHES)]
     except DeviceError:
         if batch == 1:
             raise
         return []
-    return [batch * len(answer["iterations_ns"]) / answer["timed"]["seconds"] for answer in answers]
+    return [batch * len(launch.iterations_ns) / launch.timed.seconds for launch in launches]

@@ -10,10 +10,11 @@ pushed first is the device's affair.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from edgeexport.records.device import DeviceFacts
 from edgeexport.records.target import Target
 
 PROTOCOL = 1
+OUTPUT_NAME = re.compile(r"\d{1,6}\.\d{1,4}\.npy")
 NO_FILES: Mapping[str, Path] = MappingProxyType({})
 # What device programs call the runtimes that targets name.
 BENCH_RUNTIMES = {"ort": "onnxruntime", "litert": "ai_edge_litert"}
@@ -33,6 +35,15 @@ ALIASES = {
     "fp16": "asimdhp",
     "neon": "asimd",
 }
+
+Kind = TypeVar("Kind")
+
+
+class OutputFile(msgspec.Struct, frozen=True):
+    """An output that a device wrote: the name of a file in the folder for outputs, and its digest."""
+
+    file: str
+    digest: str
 
 
 class Device(Protocol):
@@ -127,6 +138,26 @@ def read_facts(answer: Mapping[str, Any], device: str) -> DeviceFacts:
         return msgspec.convert({**fields, "device": device}, type=DeviceFacts)
     except msgspec.ValidationError as error:
         raise DeviceError(f"{device}: the answer does not describe a machine: {error}") from error
+
+
+def read_as(told: object, kind: type[Kind], *, what: str) -> Kind:
+    """Return a part of an answer as a struct. Raises DeviceError naming what is missing or wrong."""
+    try:
+        return msgspec.convert(told, type=kind)
+    except msgspec.ValidationError as error:
+        raise DeviceError(f"the answer is not {what}: {error}") from error
+
+
+def read_outputs(answer: Mapping[str, Any]) -> list[dict[str, OutputFile]]:
+    """Return the files that an answer of mode `outputs` lists for each sample. Raises DeviceError.
+
+    Their names are such as device programs give, so none leads out of the folder.
+    """
+    listed = read_as(answer.get("outputs"), list[dict[str, OutputFile]], what="a list of outputs")
+    for name in (entry.file for sample in listed for entry in sample.values()):
+        if not OUTPUT_NAME.fullmatch(name):
+            raise DeviceError(f"the answer lists outputs, but {name!r} is no name of an output")
+    return listed
 
 
 def speaks_for(facts: DeviceFacts, target: Target) -> tuple[bool, str]:

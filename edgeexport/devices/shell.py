@@ -37,6 +37,7 @@ from edgeexport.devices.protocol import (
     place,
     read_answer,
     read_facts,
+    read_outputs,
     speaks_for,
 )
 from edgeexport.devices.scripts import CHECK, DROP, FRAME, HELLO, LATE, NO_CACHE, NO_WRITE, PULL, PUSH, SUPERVISE
@@ -52,7 +53,6 @@ PUSH_SECONDS = 900.0
 GRACE_SECONDS = 20.0
 # Seconds before a lost launch is repeated; as many repetitions as there are pauses.
 PAUSES = (1.0, 4.0)
-OUTPUT_NAME = re.compile(r"\d{1,6}\.\d{1,4}\.npy")
 
 
 class DeviceLost(DeviceError):
@@ -279,11 +279,8 @@ class ShellDevice(ABC):
 
     def _pull(self, folder: str, answer: Mapping[str, Any], *, outputs_to: Path) -> None:
         """Fetch the outputs that an answer lists; they appear in `outputs_to` when all of them are right."""
-        listed = [entry for sample in answer.get("outputs") or [] for entry in sample.values()]
-        expected = {str(entry.get("file")): str(entry.get("digest")) for entry in listed}
-        for name in expected:
-            if not OUTPUT_NAME.fullmatch(name):
-                raise DeviceError(f"{self.name}: {name!r} is no name of an output")
+        listed = [entry for sample in read_outputs(answer) for entry in sample.values()]
+        expected = {entry.file: entry.digest for entry in listed}
         done = self.ask(PULL, f"{folder}/out", *expected, timeout=PUSH_SECONDS)
         if done.exit_code != 0:
             raise DeviceError(f"{self.name}: outputs are missing there: {_last(done.stderr)}")

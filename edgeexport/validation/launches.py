@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from edgeexport.devices.protocol import read_as
 from edgeexport.errors import DeviceError
 from edgeexport.validation.statistics import Drift, spread, trend
 
@@ -156,10 +157,7 @@ class Findings:
 
 def read_launch(answer: Mapping[str, Any]) -> Launch:
     """Return the launch that an answer of mode `time` holds. Raises DeviceError naming what is missing or wrong."""
-    try:
-        launch = msgspec.convert(answer, type=Launch)
-    except msgspec.ValidationError as error:
-        raise DeviceError(f"the answer is not a launch: {error}") from error
+    launch = read_as(answer, Launch, what="a launch")
     if not launch.iterations_ns or min(launch.iterations_ns) <= 0:
         raise DeviceError(f"the answer has {len(launch.iterations_ns)} iterations, or some of no duration")
     return launch

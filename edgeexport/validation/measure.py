@@ -8,18 +8,19 @@ of them, and never by dropping samples.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport.devices.protocol import Device
+from edgeexport.devices.protocol import Device, read_outputs
 from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.measurement import Comparison, Conditions, Latency, Measurement, Memory, Mode, Moment
 from edgeexport.validation import statistics
+from edgeexport.validation.answers import PeakMemory, read_array, read_memory
 from edgeexport.validation.launches import Findings, Launch
 from edgeexport.validation.rounds import START_SECONDS, Rounds, quiet_ns
 from edgeexport.validation.subjects import PLANS, UNTIMED, Plan, Subject, Turn, prepared
@@ -64,17 +65,15 @@ def measure(
 
 def run_on_device(subject: Subject, *, device: Device, folder: Path) -> list[Feeds]:
     """Return the outputs of every sample of a subject, as the device computes them. Raises DeviceError."""
-    import numpy as np
-
     turn = prepared(subject, folder / "in", plan=PLANS["smoke"])
     job = {key: value for key, value in turn.job.items() if key not in UNTIMED}
     answer = device.run(
         {**job, "mode": "outputs"}, files=turn.files, timeout=START_SECONDS * 5, outputs_to=folder / "out"
     )
-    return [
-        {name: np.load(folder / "out" / entry["file"], allow_pickle=False) for name, entry in written.items()}
-        for written in answer["outputs"]
-    ]
+    written, count = read_outputs(answer), len(turn.job["inputs"])
+    if len(written) != count or any(set(sample) != set(written[0]) for sample in written):
+        raise DeviceError(f"{device.name}: outputs of {len(written)} samples, or others for each, of {count} asked for")
+    return [{name: read_array(folder / "out" / entry.file) for name, entry in sample.items()} for sample in written]
 
 
 def _take_memory(turn: Turn, device: Device, *, plan: Plan) -> None:
@@ -86,24 +85,24 @@ def _take_memory(turn: Turn, device: Device, *, plan: Plan) -> None:
         return
     job, timeout = {**turn.job, "mode": "memory"}, START_SECONDS + 3 * plan.cap_seconds
     try:
-        answers = [device.run(job, files=turn.files, timeout=timeout)["memory"] for _ in range(plan.memory_launches)]
+        told = [read_memory(device.run(job, files=turn.files, timeout=timeout)) for _ in range(plan.memory_launches)]
     except DeviceError as error:
         turn.failure = f"a memory launch failed: {error}"
         return
-    turn.no_memory = next((f"memory is {answer['reason']}" for answer in answers if "reason" in answer), "")
+    turn.no_memory = next((f"memory is {each}" for each in told if isinstance(each, str)), "")
     if not turn.no_memory:
-        turn.memory = _memory(answers)
+        turn.memory = _memory([each for each in told if isinstance(each, PeakMemory)])
 
 
-def _memory(answers: Sequence[Mapping[str, Any]]) -> Memory:
-    most = max(answers, key=lambda answer: int(answer["peak_bytes"]))
-    rollup = most.get("rollup") or {}
+def _memory(answers: Sequence[PeakMemory]) -> Memory:
+    most = max(answers, key=lambda answer: answer.peak_bytes)
+    rollup = most.rollup or {}
     return Memory(
-        peak_bytes=int(most["peak_bytes"]),
-        before_load_bytes=int(most["before_load_bytes"]),
-        method=f"{most['method']}, largest of {len(answers)} launches" if len(answers) > 1 else str(most["method"]),
-        after_load_bytes=most.get("after_load_bytes"),
-        least_peak_bytes=min(int(answer["peak_bytes"]) for answer in answers),
+        peak_bytes=most.peak_bytes,
+        before_load_bytes=most.before_load_bytes,
+        method=f"{most.method}, largest of {len(answers)} launches" if len(answers) > 1 else most.method,
+        after_load_bytes=most.after_load_bytes,
+        least_peak_bytes=min(answer.peak_bytes for answer in answers),
         pss_bytes=rollup.get("Pss"),
         private_dirty_bytes=rollup.get("Private_Dirty"),
         swap_bytes=rollup.get("Swap"),

@@ -16,6 +16,7 @@ from edgeexport.devices.protocol import Device
 from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress
 from edgeexport.validation import statistics
+from edgeexport.validation.answers import read_sentinel
 from edgeexport.validation.launches import Demand, Findings, Launch, examine, read_launch
 from edgeexport.validation.subjects import Plan, Turn
 
@@ -134,10 +135,10 @@ def _cool_down(device: Device, first: Launch, *, plan: Plan) -> None:
     cold = min(first.sentinel.before_ns) * (1 + plan.cooled)
     for _ in range(int(plan.cooldown_seconds / COOLING_STEP_SECONDS)):
         try:
-            answer = device.run({"mode": "sentinel"}, timeout=START_SECONDS)
+            now = read_sentinel(device.run({"mode": "sentinel"}, timeout=START_SECONDS))
         except DeviceError:
             return
-        if min(answer["sentinel"]["before_ns"]) <= cold:
+        if min(now) <= cold:
             return
         time.sleep(COOLING_STEP_SECONDS)
 

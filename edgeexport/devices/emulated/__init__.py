@@ -20,7 +20,7 @@ from edgeexport.devices.emulated.counts import read_counts
 from edgeexport.devices.emulated.machine import command, environment
 from edgeexport.devices.emulated.presets import PRESETS, Preset
 from edgeexport.devices.process import run_program
-from edgeexport.devices.protocol import BENCH_RUNTIMES, NO_FILES, Device, place, read_facts
+from edgeexport.devices.protocol import BENCH_RUNTIMES, NO_FILES, Device, place, read_facts, read_outputs
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError
 from edgeexport.records.device import DeviceFacts, Reachability
 from edgeexport.records.emulation import InstructionCounts
@@ -55,8 +55,9 @@ class Emulated:
     ) -> dict[str, Any]:
         """Run one job; see `Device.run`. Raises DeviceError for a job whose answer would hold times."""
         answer = self._run(job, files=files, timeout=timeout, outputs_to=outputs_to)
-        if "memory" in answer:
-            answer["memory"]["method"] += ", the emulator's own included"
+        memory = answer.get("memory")
+        if isinstance(memory, dict) and "method" in memory:
+            memory["method"] = f"{memory['method']}, the emulator's own included"
         return answer
 
     def count(
@@ -74,7 +75,7 @@ class Emulated:
             log = Path(folder) / "counts"
             plugin = ("-plugin", str(self.root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
             answer = self._run(counted, files=files, timeout=timeout, outputs_to=outputs_to, plugin=plugin)
-            return answer, read_counts(log, inferences=len(answer["outputs"]))
+            return answer, read_counts(log, inferences=len(read_outputs(answer)))
 
     def can_judge(self, target: Target) -> tuple[bool, str]:
         """Return that no emulated machine gives a target's latency or memory."""
