@@ -15,7 +15,7 @@ goldens     for the first samples: {"outputs": {name: .npy}, "tolerance": {name:
 threads     of the runtime (default 1); options: how to open the model, as plain JSON
 accelerator onnxruntime: the execution provider asked for (default "CPUExecutionProvider")
 affinity    list of processor numbers that this process may use (default: what it was given)
-warmup      {"iterations", "seconds"}: at least both; timed: the same, and "cap_seconds", "cap_iterations"
+warmup      {"iterations", "seconds"}: at least both, at most "cap_seconds"; timed: the same, and "cap_iterations"
 outputs_to  folder for the outputs
 idle        mode energy: seconds of rest before the timed run, whose power is subtracted
 
@@ -289,9 +289,11 @@ def sentinel(repeats: int = 12) -> list[int]:
 
 
 def warm_up(session: Any, plan: dict[str, Any]) -> dict[str, Any]:
-    """Run at least so many inferences and seconds, apart from what is timed; the first hundred times are kept."""
+    """Run at least so many inferences and seconds, at most the cap, untimed; the first hundred times are kept."""
     start, count, times = time.perf_counter(), 0, []
-    while count < int(plan.get("iterations", 10)) or time.perf_counter() - start < float(plan.get("seconds", 0)):
+    least, enough = int(plan.get("iterations", 10)), start + float(plan.get("seconds", 0))
+    cap = start + float(plan.get("cap_seconds", 60))
+    while time.perf_counter() < cap and (count < least or time.perf_counter() < enough):
         session.put(session.samples[count % len(session.samples)])
         began = time.perf_counter_ns()
         session.call()

@@ -28,6 +28,8 @@ FREQUENCY_LEAST = 0.90
 RESOLUTION_LIMIT = 0.01
 BUSY_SHARE, CONTENDED_SHARE = 1.2, 0.9
 BATTERY_LEAST = 20
+# A launch whose time was up may have fewer iterations than asked for, but not fewer than these.
+CAPPED_LEAST = 10
 # Bits 0 to 3 of a Raspberry Pi's get_throttled: under-voltage, frequency capped, throttled, soft temperature limit.
 FIRMWARE_THROTTLED_NOW = 0xF
 # Android: 0 none, 1 light, 2 moderate, ... 6 shutdown; from moderate on it slows the processors down.
@@ -137,13 +139,14 @@ class Launch(msgspec.Struct, frozen=True, dict=True):
 
 @dataclass(frozen=True)
 class Demand:
-    """What was asked of every launch: the least iterations and seconds, threads, and how many launches."""
+    """What was asked of every launch: the least iterations and seconds, the most seconds, threads, and how many."""
 
     iterations: int
     seconds: float
     threads: int
     launches: int = 1
     cores: int = 0
+    cap_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,12 @@ def _too_few(launches: Sequence[Launch], demand: Demand) -> Complaints:
         yield True, f"too short: {len(launches)} launches fitted into the time allowed, {demand.launches} are needed"
     for launch in launches:
         count = len(launch.iterations_ns)
+        done = f"a launch had {count} iterations in {launch.timed.seconds:.2f} s"
+        if count < demand.iterations and count >= CAPPED_LEAST and launch.timed.seconds >= demand.cap_seconds:
+            yield False, f"few samples: {done}, its time was up before {demand.iterations}"
+            return
         if count < demand.iterations or launch.timed.seconds < demand.seconds:
-            done = f"{count} iterations in {launch.timed.seconds:.2f} s"
-            yield True, f"too few samples: a launch had {done}, {demand.iterations} and {demand.seconds:g} s are needed"
+            yield True, f"too few samples: {done}, {demand.iterations} and {demand.seconds:g} s are needed"
             return
 
 

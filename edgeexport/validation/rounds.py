@@ -83,7 +83,7 @@ class Rounds:
         if turn.failure:
             return Findings((turn.failure,), (), noisy=False)
         threads, plan = turn.subject.threads, self.plan
-        demand = Demand(plan.timed_iterations, plan.timed_seconds, threads, plan.launches, self.cores)
+        demand = Demand(plan.timed_iterations, plan.timed_seconds, threads, plan.launches, self.cores, plan.cap_seconds)
         found = examine(turn.kept, demand, drift=drift)
         unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
         return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)

@@ -126,7 +126,11 @@ def prepared(subject: Subject, folder: Path, *, plan: Plan) -> Turn:
             }
             for n, outputs in enumerate(subject.goldens)
         ],
-        "warmup": {"iterations": plan.warmup_iterations, "seconds": plan.warmup_seconds},
+        "warmup": {
+            "iterations": plan.warmup_iterations,
+            "seconds": plan.warmup_seconds,
+            "cap_seconds": plan.cap_seconds,
+        },
         "timed": {
             "iterations": plan.timed_iterations,
             "seconds": plan.timed_seconds,

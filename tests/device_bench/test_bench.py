@@ -188,6 +188,16 @@ def test_energy_is_not_measured_where_nothing_counts_it(program: Any, model: Pat
     assert program.energy_use(job("energy", model), None)["energy"]["reason"].startswith("not measured")
 
 
+@pytest.mark.parametrize("mode", ["time", "memory"])
+def test_a_warm_up_ends_when_its_time_is_up(mode: str, model: Path) -> None:
+    endless = {"iterations": 10**9, "seconds": 10**6, "cap_seconds": 0.05}
+    plans = {"warmup": endless} if mode == "time" else {"timed": endless}
+    code, answer, _ = run({**job(mode, model), **plans})
+    assert code == 0, answer
+    done = answer["warmup"] if mode == "time" else answer["memory"]
+    assert 0 < done["iterations"] < 10**6
+
+
 def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Path) -> None:
     code, answer, _ = run(job("time", model))
     assert code == 0

@@ -289,6 +289,26 @@ def test_launches_that_do_not_fit_into_the_time_allowed_make_it_invalid(monkeypa
     assert "too short: 1 launches fitted" in measured[0].reasons[0]
 
 
+def _slow(count: int, number: int) -> dict[str, Any]:
+    return {"iterations_ns": [5_000_000_000 + number] * count, "timed": {"seconds": 61.0, "cpu_seconds": 61.0}}
+
+
+def test_a_model_that_takes_seconds_is_measured_by_fewer_iterations_with_a_warning_and_no_tails() -> None:
+    measured, _ = measure([_subject("a")], device=Scripted(lambda _, number: _slow(10, number)), mode="smoke")
+    assert measured[0].valid
+    measured, _ = measure([_subject("a")], device=Scripted(lambda _, number: _slow(10, number)))
+    assert measured[0].valid, measured[0].reasons
+    assert "10 iterations in 61.00 s, its time was up before 64" in measured[0].warnings[0]
+    assert measured[0].latency is not None
+    assert (measured[0].latency.p90_ms, measured[0].latency.p99_ms) == (None, None)
+    assert measured[0].latency.median_ms.value == pytest.approx(5000)
+
+
+def test_fewer_than_ten_iterations_are_too_few_even_when_the_time_is_up() -> None:
+    measured, _ = measure([_subject("a")], device=Scripted(lambda _, number: _slow(9, number)))
+    assert "too few samples" in measured[0].reasons[0]
+
+
 def test_the_record_says_the_state_of_the_machine_and_the_shares_of_memory(short: Path) -> None:
     subject = _real("a", short, affinity=(0,), inputs_are="seeded noise")
     measured, _ = measure([subject], device=devices.get("local"), mode="smoke")
