@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeexport import quantization
-from edgeexport.errors import ModelError
+from edgeexport.errors import DataError, EdgeExportError, ModelError
 from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibration_feeds
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -45,7 +45,7 @@ def linear_forms(lane: Lane, rung: TorchRung) -> Iterator[Form]:
         return
     try:
         choice = _choice(lane, rung)
-    except ModelError as error:
+    except (ModelError, DataError) as error:
         yield Form(f"{rung.name} int8 linear layers", rung, _failing(error))
         return
     for trial in choice.record.trials:
@@ -76,7 +76,7 @@ def half_form(lane: Lane, rung: TorchRung) -> Iterator[Form]:
     yield Form(f"{rung.name} fp16", rung, build)
 
 
-def _failing(error: ModelError) -> Callable[[], Built]:
+def _failing(error: EdgeExportError) -> Callable[[], Built]:
     def build() -> Built:
         raise error
 

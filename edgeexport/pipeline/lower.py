@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edgeexport import quantization, runtimes
-from edgeexport.errors import ConverterFailed, EdgeExportError, ModelError
+from edgeexport.errors import ConverterFailed, DataError, EdgeExportError, ModelError
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -67,7 +67,10 @@ class Built:
 
 @dataclass(frozen=True)
 class Form:
-    """One reduced form of a standing rung, not built yet. `build` raises ModelError or ConverterFailed if it cannot."""
+    """One reduced form of a standing rung, not built yet.
+
+    `build` raises ModelError, ConverterFailed, or DataError for samples that do not suffice, if it cannot.
+    """
 
     name: str
     rung: TorchRung
@@ -134,7 +137,7 @@ def candidate(lane: Lane, form: Form) -> Candidate | Rung:
     try:
         made = form.build()
         lowered = _lowered(lane, made.rung, quantized=made.quantized)
-    except (ModelError, ConverterFailed) as error:
+    except (ModelError, DataError, ConverterFailed) as error:
         return _unbuilt(lane, form.rung, name=form.name, error=error)
     gated = _gated(lane, form.name, rung=made.rung, lowered=lowered, quantized=made.quantized)
     return for_target(lane, replace(gated, before=made.before))

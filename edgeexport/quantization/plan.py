@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
-from edgeexport.errors import DataError, ModelError
+from edgeexport.errors import DataError, ModelError, RequestError
 from edgeexport.quantization.placement import Placement, choose, place, prepared, weight_axis
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
@@ -38,7 +38,8 @@ def plan_quantization(
 
     keep_float: nodes to leave in float, name → reason; the plan's own `keep_float` adds those for which integers do
     not exist or do not pay. Logits (a Gemm or MatMul that nothing quantized reads) are not rounded to 8 bits.
-    Raises DataError for ranges of another model or unknown nodes, ModelError when nothing can be quantized.
+    Raises DataError for ranges of another model, RequestError for unknown nodes, ModelError when nothing can be
+    quantized.
     """
     _check_digest(model_path, ranges)
     model = prepared(graph.load(model_path))
@@ -171,4 +172,4 @@ def _check_names(model: ModelProto, keep_float: Mapping[str, str]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             tip = f"did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"the model has no node {name!r} to keep in float", next_step=tip)
+            raise RequestError(f"the model has no node {name!r} to keep in float", next_step=tip)

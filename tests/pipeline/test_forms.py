@@ -42,6 +42,23 @@ def test_an_encoder_ships_the_form_of_its_linear_layers_that_numbers_chose(desk)
     assert not any("minmax" in name for name in rows)
 
 
+def test_one_calibration_sample_is_too_few_for_linear_forms_and_does_not_end_the_target(desk):
+    desk.write("models.py", ENCODER)
+    desk.edit("recipe.toml", 'metric = "agreement"', 'metric = "agreement"\ncalibration_count = 1')
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax"]\nimprove = "never"')
+    assert desk.run() == 0
+    rows = _rows(desk)
+    told = rows["source int8 linear layers"]["reason"]
+    assert "int8 cannot be built: 1 samples cannot both calibrate and compare" in told
+    assert any(row["status"] == "shipped" for row in rows.values())
+
+
+def test_a_node_to_keep_that_is_not_there_ends_the_run(desk, capsys):
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nkeep_float = ["conv_00"]')
+    assert desk.run() == 2
+    assert "no node 'conv_00'" in capsys.readouterr().err
+
+
 def test_what_int8_cannot_hold_ships_in_float16_where_the_cpu_computes_it(desk):
     desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nmethods = ["minmax"]\nkeep_float = []')
     desk.edit("recipe.toml", "[[step]]", "[limits]\nmax_drop = 0.0\nmax_size_mb = 0.07\n\n[[step]]")

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgeexport import graph
-from edgeexport.errors import DataError, ModelError
+from edgeexport.errors import DataError, ModelError, RequestError
 from edgeexport.quantization import calibrate, plan_quantization
 from edgeexport.quantization.plan import LEAST_SCALE, activation_point, weight_scales
 from edgeexport.records.base import from_json, to_json
@@ -156,7 +156,7 @@ def test_a_node_the_caller_keeps_in_float_is_in_the_plan_with_its_reason(tmp_pat
 
 
 def test_an_unknown_node_to_keep_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="conv_00") as caught:
+    with pytest.raises(RequestError, match="conv_00") as caught:
         planned(small_resnet(tmp_path / "net.onnx"), keep_float={"conv_00": "typo"})
     assert "conv_0" in caught.value.next_step
 
