@@ -8,13 +8,14 @@ LEAST, MOST = -(2**15), 2**15 - 1
 
 
 class LayerSaturation(Record):
-    """The pair sums of one node's int8 weight, with activations at their largest, 255.
+    """The pair sums of one node's int8 weight, with activations at their largest, 255. op: the node's operator.
 
     lowest, highest: the extreme sums of any two weights of one output channel, so that no pairing exceeds them.
     pairs, over: neighbours along the reduction axis (channels last), and how many of them leave 16 bits.
     """
 
     node: str
+    op: str
     weight: str
     lowest: int
     highest: int

@@ -25,7 +25,7 @@ from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.target import Target
 from edgeexport.runtimes.ort_format import canonical
 from edgeexport.runtimes.ort_kernels import for_integer_kernels
-from edgeexport.runtimes.ort_saturation import predict_saturation
+from edgeexport.runtimes.ort_saturation import DYNAMIC_LINEAR, predict_saturation
 from edgeexport.runtimes.protocol import NO_OPTIONS, Conversion, Converted, Feeds, Outputs
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
     """Whether the target must ask for exact sums, with the reason: an x86 CPU without VNNI whose sums may saturate.
 
     7-bit weights never do. Others keep their accuracy with `session.x64quantprecision`, which costs speed there, and
-    which onnxruntime heeds while it optimises: not in an .ort file, where 7-bit weights are the way out.
+    which onnxruntime heeds while it optimises: not in an .ort file, where 7-bit weights are the way out, as they are
+    for dynamically quantized linear layers, of which it is not known here that the option acts on them.
     """
     target = job.target
     vnni = any(name.endswith("vnni") for name in target.features)
@@ -206,8 +207,12 @@ def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
     found = predict_saturation(graph.load(job.quantized))
     if not found.possible:
         return False, ()
-    remedy = "7-bit weights would prevent it" if target.format == "ort" else "opened with session.x64quantprecision"
-    return target.format != "ort", (f"{found.sentence()}; {remedy}",)
+    hit = {layer.op for layer in found.layers if layer.possible}
+    exact = target.format != "ort" and hit != {DYNAMIC_LINEAR}
+    remedies = ["opened with session.x64quantprecision"] if exact else ["7-bit weights would prevent it"]
+    if exact and DYNAMIC_LINEAR in hit:
+        remedies.append(f"in {DYNAMIC_LINEAR}, 7-bit weights would prevent it")
+    return exact, ("; ".join([found.sentence(), *remedies]),)
 
 
 def _float_between(model: ModelProto) -> bool:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-_WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "ConvInteger": 1}
+# The linear layer of com.microsoft that reads integers and writes floats.
+DYNAMIC_LINEAR = "MatMulIntegerToFloat"
+_WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "ConvInteger": 1, DYNAMIC_LINEAR: 1}
 _LARGEST_ACTIVATION = 255
 
 
@@ -60,6 +62,7 @@ def _layer(node: NodeProto, weight: str, *, rows: NDArray[np.int64]) -> LayerSat
     ordered = np.sort(np.pad(rows, ((0, 0), (2, 0))), axis=1)
     return LayerSaturation(
         node=node.name or node.output[0],
+        op=node.op_type,
         weight=weight,
         lowest=_LARGEST_ACTIVATION * int(ordered[:, :2].sum(axis=1).min()),
         highest=_LARGEST_ACTIVATION * int(ordered[:, -2:].sum(axis=1).max()),

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from edgeexport import devices, graph
 from edgeexport.quantization import calibrate, plan_quantization, quantize
+from edgeexport.quantization.integer import quantize_dynamic
 from edgeexport.records.saturation import Saturation
 from edgeexport.records.target import NumberFormat, load_target
 from edgeexport.runtimes import get
@@ -22,6 +23,7 @@ from edgeexport.runtimes.ort_saturation import predict_saturation
 from edgeexport.runtimes.protocol import Conversion
 from tests.device_bench.tiny import saved
 from tests.needs import need
+from tests.quantization.encoder_nets import small_encoder
 from tests.quantization.nets import pictures, small_mobilenet, small_resnet
 
 
@@ -110,6 +112,27 @@ def test_eight_bits_without_vnni_are_opened_with_exact_sums_and_the_reason_is_to
         assert any("could saturate" in note for note in made.notes)
         options[kind] = made.session_options["config_entries"]
     assert options == {"onnx": {"session.x64quantprecision": "1"}, "ort": {}}
+
+
+@pytest.mark.parametrize("seven", [True, False])
+def test_dynamic_linear_layers_are_looked_at_and_only_seven_bits_are_said_to_help(seven: bool, tmp_path: Path) -> None:
+    path = small_encoder(tmp_path / "net.onnx")
+    quantize_dynamic(path, out=tmp_path / "int8.onnx", reduce_range=seven)
+    found = predict_saturation(graph.load(tmp_path / "int8.onnx"))
+    assert [layer.op for layer in found.layers] == ["MatMulIntegerToFloat"] * 10
+    assert found.possible != seven
+    job = Conversion(path, tmp_path / "int8.onnx", None, None, lambda: iter(()), load_target("linux-x86_64-avx2"))
+    made = get("ort").convert(job, tmp_path / "out.onnx")
+    told = [note for note in made.notes if "could saturate" in note]
+    assert [note.split("; ")[-1] for note in told] == ([] if seven else ["7-bit weights would prevent it"])
+    assert made.session_options["config_entries"] == {}
+
+
+def test_each_output_of_a_dynamic_linear_layer_is_a_column() -> None:
+    for columns, possible in (([[127, 0], [0, 127]], False), ([[127, 0], [127, 0]], True)):
+        model = one_layer(np.array(columns, np.int8), "MatMulIntegerToFloat")
+        model.graph.node[1].input[1] = "w"
+        assert predict_saturation(model).possible == possible
 
 
 @pytest.mark.parametrize(("bits", "exact"), [(7, False), (8, False), (8, True)])
