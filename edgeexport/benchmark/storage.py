@@ -6,8 +6,10 @@ folder `FILE.raw`, named by their digest.
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import os
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -26,13 +28,16 @@ def raw_folder(path: Path) -> Path:
 def append(path: Path, record: BenchRecord) -> BenchRecord:
     """Write a record as the next line of a file, new or old; return it with the digest of the line before.
 
-    Raises CorruptFile when the file is not a whole chain of records.
+    The file is locked meanwhile: another bench that appends to it waits. Raises CorruptFile when it is not a whole
+    chain of records.
     """
-    lines = _lines(path) if path.exists() else []
-    chained = msgspec.structs.replace(record, prev_digest=digest(lines[-1]) if lines else "")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:
-        stream.write(msgspec.json.encode(chained, order="sorted") + b"\n")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        lines = _lines(path) if path.stat().st_size else []
+        chained = msgspec.structs.replace(record, prev_digest=digest(lines[-1]) if lines else "")
+        unended = bool(lines) and not path.read_bytes().endswith(b"\n")
+        stream.write(b"\n" * unended + msgspec.json.encode(chained, order="sorted") + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
     return chained
@@ -64,7 +69,9 @@ def record_schema() -> bytes:
 
 def _lines(path: Path) -> list[bytes]:
     """The lines of a file, after its chain was followed."""
-    lines = path.read_bytes().splitlines()
+    content = path.read_bytes()
+    lines = content.splitlines()
+    _check_end(path, content)
     before = ""
     for number, line in enumerate(lines, 1):
         plain = from_json(line, dict, origin=f"{path}, line {number}")
@@ -81,3 +88,16 @@ def _lines(path: Path) -> list[bytes]:
     if not lines:
         raise CorruptFile(f"{path}: holds no record")
     return lines
+
+
+def _check_end(path: Path, content: bytes) -> None:
+    """Raise CorruptFile for a last line that was cut off while it was written: the disk was full, or the power went."""
+    *before, last = content.split(b"\n")
+    try:
+        msgspec.json.decode(last or b"{}")
+    except msgspec.DecodeError as error:
+        cut = f"truncate -s {len(content) - len(last)} {shlex.quote(str(path))}"
+        raise CorruptFile(
+            f"{path}: line {len(before) + 1}, the last, is half written: it breaks off after {len(last)} bytes",
+            next_step=f"cut it off, and the records before it are read again: {cut}",
+        ) from error

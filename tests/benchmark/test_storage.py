@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,42 @@ def test_a_chain_that_is_not_whole_is_refused(chain: Path, change: str) -> None:
         read_records(chain)
     with pytest.raises(CorruptFile):
         append(chain, record())
+
+
+def test_a_half_written_last_line_is_named_and_the_next_step_cuts_just_that(chain: Path) -> None:
+    whole = chain.read_bytes()
+    append(chain, record())
+    chain.write_bytes(chain.read_bytes()[: len(whole) + 99])
+    for attempt in (lambda: read_records(chain), lambda: append(chain, record())):
+        with pytest.raises(CorruptFile, match=r"line 4, the last, is half written: .* 99 bytes") as caught:
+            attempt()
+    subprocess.run(shlex.split(caught.value.next_step.split(": ")[1]), check=True)
+    assert chain.read_bytes() == whole
+    append(chain, record())
+    assert len(read_records(chain)) == 4
+
+
+def test_a_last_line_that_only_lacks_its_end_gets_it(chain: Path) -> None:
+    chain.write_bytes(chain.read_bytes()[:-1])
+    append(chain, record())
+    assert len(read_records(chain)) == 4
+
+
+def test_a_file_that_was_made_and_not_written_gets_its_first_record(tmp_path: Path) -> None:
+    (tmp_path / "r.json").touch()
+    append(tmp_path / "r.json", record())
+    assert len(read_records(tmp_path / "r.json")) == 1
+
+
+def test_benches_that_append_at_once_wait_for_each_other(chain: Path) -> None:
+    with chain.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(append, chain, record()) for _ in range(4)]
+            assert not wait(waiting, timeout=0.3).done
+            fcntl.flock(stream, fcntl.LOCK_UN)
+            assert wait(waiting, timeout=30).not_done == set()
+    assert len(read_records(chain)) == 7
 
 
 @pytest.mark.parametrize("text", [b"", b"{}\n", b"not json\n", b"[1]\n", b'{"prev_digest": ""}\n'])
