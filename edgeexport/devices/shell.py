@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shlex
-import signal
 import subprocess
 import tarfile
 import tempfile
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edgeexport.devices import process
 from edgeexport.devices.protocol import (
     BENCH_RUNTIMES,
     NO_FILES,
@@ -49,6 +49,8 @@ from edgeexport.records.target import Target, facts
 DESCRIBE_SECONDS = 120.0
 SHORT_SECONDS = 30.0
 PUSH_SECONDS = 900.0
+# The most bytes of outputs that are fetched at once; other answers have process.ANSWER_LIMIT.
+OUTPUTS_LIMIT = 1 << 30
 # How much longer than the program we wait for the device to say that it killed it.
 GRACE_SECONDS = 20.0
 # Seconds before a lost launch is repeated; as many repetitions as there are pauses.
@@ -218,7 +220,8 @@ class ShellDevice(ABC):
         mark = f"edgeexport-{secrets.token_hex(8)}"
         command = self.carrier(quote("sh", "-c", FRAME, "sh", mark, script, *words))
         try:
-            done = execute(command, timeout=timeout, line=line, source=source)
+            limit = OUTPUTS_LIMIT if script is PULL else process.ANSWER_LIMIT
+            done = execute(command, timeout=timeout, line=line, source=source, limit=limit)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.name}: no answer within {timeout:g} s; the connection was ended") from error
         except OSError as error:
@@ -295,13 +298,18 @@ class ShellDevice(ABC):
 
 
 def execute(
-    command: Sequence[str], *, timeout: float, line: str | None = None, source: IO[bytes] | None = None
+    command: Sequence[str],
+    *,
+    timeout: float,
+    line: str | None = None,
+    source: IO[bytes] | None = None,
+    limit: int = process.ANSWER_LIMIT,
 ) -> Done:
     """Run a local command in a session of its own, which is gone afterwards. `line` is written and stdin held open.
 
-    Raises TimeoutExpired, and OSError where the command cannot be started.
+    Raises TimeoutExpired, DeviceError for more than `limit` bytes, and OSError where the command cannot be started.
     """
-    process = subprocess.Popen(
+    child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if line is not None else source or subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -309,20 +317,17 @@ def execute(
         env={**os.environ, "LC_ALL": "C"},
         start_new_session=True,
     )
-    held, process.stdin = process.stdin, None
+    held, child.stdin = child.stdin, None
     try:
         if held is not None and line is not None:
             threading.Thread(target=_feed, args=(held, line), daemon=True).start()
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.gather(child, timeout=timeout, limit=limit, who=command[0])
     finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        process.end(child)
         if held is not None:
             with contextlib.suppress(OSError):
                 held.close()
-    return Done(process.returncode, stdout, stderr.decode("utf-8", "replace"))
+    return Done(child.returncode, stdout, stderr.decode("utf-8", "replace"))
 
 
 def _feed(stream: IO[bytes], line: str) -> None:
