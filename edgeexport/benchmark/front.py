@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeexport.benchmark.gating import TOO_FEW, share_of
 from edgeexport.benchmark.gating import gate as judged
-from edgeexport.benchmark.gating import share_of
 from edgeexport.benchmark.run import bench
 from edgeexport.benchmark.storage import append, raw_folder, raw_launches, read_records
 from edgeexport.benchmark.subjects import opened
 from edgeexport.errors import CheckFailed, DeviceError, RequestError
 from edgeexport.progress import Progress
-from edgeexport.records.benchmark import BenchRecord, Gated
+from edgeexport.records.benchmark import BenchRecord, Entry, Gated
 from edgeexport.workspace import publish
 
 
@@ -34,14 +34,24 @@ class Benched:
         failed = [f"{each.label}: {each.what} {each.reason}" for each in self.gated if each.state == "fails"]
         if failed:
             raise CheckFailed("regression: " + "; ".join(failed))
-        found = [each.measurement for each in self.record.entries if not each.measurement.valid]
-        invalid = [f"{each.label}: {'; '.join(each.reasons)}" for each in found]
-        invalid += [f"{each.label}: {each.what}: {each.reason}" for each in self.gated if each.state == "unproven"]
-        if invalid:
-            raise DeviceError(
-                "not measured: " + " | ".join(invalid),
-                next_step="stop other programs, or give it more time: --mode official",
-            )
+        found = [each for each in self.record.entries if not each.measurement.valid]
+        unproven = [each for each in self.gated if each.state == "unproven"]
+        told = [f"{each.measurement.label}: {'; '.join(each.measurement.reasons)}" for each in found]
+        told += [f"{each.label}: {each.what}: {each.reason}" for each in unproven]
+        if told:
+            steps = dict.fromkeys([*map(_next_step, found), *map(_next_step, unproven)])
+            raise DeviceError("not measured: " + " | ".join(told), next_step="; ".join(steps))
+
+
+def _next_step(fault: Entry | Gated) -> str:
+    """What to do about one measurement that is invalid, or one figure that cannot be judged."""
+    if fault.device.startswith("emulated:"):
+        return (
+            "under emulation there are no times: bench on a board, or see `edgeexport run`, which counts instructions"
+        )
+    if isinstance(fault, Gated) and fault.reason == TOO_FEW:
+        return "measure both in more launches: --mode quick or official"
+    return "stop other programs, or give it more time: --mode official"
 
 
 def bench_files(

@@ -17,6 +17,8 @@ from edgeexport.records.verdict import State
 from edgeexport.validation.launches import DRIFT_LIMIT
 from edgeexport.validation.statistics import unpaired_ratio
 
+TOO_FEW = "too few launches for an interval"
+
 
 def gate(record: BenchRecord, against: BenchRecord, *, allowed: float) -> tuple[Gated, ...]:
     """Judge latency and peak memory of every entry against the entry of the same label (or the only one) there.
@@ -88,7 +90,7 @@ def _latency(entry: Entry, old: Entry, *, allowed: float) -> Gated:
 
 def _state(ratio: Interval, allowed: float) -> tuple[State, str]:
     if ratio.low is None or ratio.high is None:
-        return "unproven", "too few launches for an interval; use --mode quick or official"
+        return "unproven", TOO_FEW
     if ratio.value <= 1 + allowed:
         if ratio.high > 1 + allowed and (ratio.high - ratio.low) / 2 > allowed:
             told = f"from {ratio.low:.3g} to {ratio.high:.3g} times as long"

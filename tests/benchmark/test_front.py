@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,14 +14,16 @@ import edgeexport
 from edgeexport.benchmark import opened, read_records
 from edgeexport.benchmark import run as run_module
 from edgeexport.benchmark import tuning as tuning_module
+from edgeexport.benchmark.front import Benched
+from edgeexport.benchmark.gating import gate
 from edgeexport.benchmark.storage import raw_launches
 from edgeexport.bundles import unpack
 from edgeexport.cli import main
-from edgeexport.errors import DataError, RequestError
+from edgeexport.errors import DataError, DeviceError, RequestError
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.measurement import Comparison, Interval
 from edgeexport.validation.measure import Subject
-from tests.benchmark.records import entry
+from tests.benchmark.records import entry, record
 from tests.bundles.making import make
 from tests.needs import need
 
@@ -88,6 +91,22 @@ def test_a_raw_file_that_was_changed_is_not_drawn(model: Path, tmp_path: Path) -
     assert raw_launches(out, read_records(out)[0].entries[0]) == []
     assert main(["report", str(out), "--out", str(tmp_path / "p.html")]) == 0
     assert "The raw launches are not beside the record" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_the_next_step_is_for_what_went_wrong() -> None:
+    noisy = entry(valid=False, reasons=("launches lie 40% apart",))
+    emulated = msgspec.structs.replace(noisy, device="emulated:armv8.0")
+    lone = record(entry(medians=(1.0,)))
+    few = gate(lone, lone, allowed=0.05)
+    assert few[0].state == "unproven"
+    steps = []
+    for found in (Benched(record(noisy), ()), Benched(record(emulated), ()), Benched(lone, few)):
+        with pytest.raises(DeviceError) as caught:
+            found.raise_faults()
+        steps.append(caught.value.next_step)
+    assert steps[0].startswith("stop other programs")
+    assert steps[1].startswith("under emulation there are no times: bench on a board")
+    assert steps[2] == "measure both in more launches: --mode quick or official"
 
 
 @pytest.mark.usefixtures("short_mode")
