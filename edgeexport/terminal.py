@@ -280,6 +280,8 @@ def show_bench(record: BenchRecord, gated: Sequence[Gated], *, as_json: bool) ->
 
 
 def _bench_row(entry: Entry) -> Sequence[str]:
+    from edgeexport.records.benchmark import NOT_FOR_TARGET
+
     found = entry.measurement
     if found.latency is None:
         return found.label, entry.device, "–", "–", "–", "–", "–", "invalid: " + "; ".join(found.reasons)
@@ -288,7 +290,8 @@ def _bench_row(entry: Entry) -> Sequence[str]:
     peak = f"{found.memory.peak_bytes / 1e6:.1f}" if found.memory is not None else "–"
     times = f"{found.latency.load_ms:.3g}", f"{found.latency.first_ms:.3g}"
     shown = f"{at.value:.4g}{between}", f"{tail:.4g}" if tail is not None else "–"
-    return found.label, entry.device, *shown, *times, peak, "valid"
+    status = "; ".join(["valid", *(text for text in found.warnings if text.startswith(NOT_FOR_TARGET))])
+    return found.label, entry.device, *shown, *times, peak, status
 
 
 @printing()

@@ -21,6 +21,7 @@ from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, details, silent
 from edgeexport.records.base import file_digest
 from edgeexport.records.benchmark import (
+    NOT_FOR_TARGET,
     SCHEMA_VERSION,
     BenchRecord,
     Compared,
@@ -91,7 +92,8 @@ def _stored(path: Path, folder: Path) -> str:
 def _entry(subject: Subject, device: Device, *, measurement: Measurement, throughput: bool, raw: str) -> Entry:
     import tempfile
 
-    base = Entry(device.name, subject.path.stat().st_size, _warned(measurement, subject), Energy(), raw=raw)
+    warned = _warned(measurement, subject, device=device)
+    base = Entry(device.name, subject.path.stat().st_size, warned, Energy(), raw=raw)
     if not measurement.valid:
         return msgspec.structs.replace(base, energy=Energy(reason="not measured: the measurement is invalid"))
     with tempfile.TemporaryDirectory(prefix="edgeexport-bench-") as folder:
@@ -102,15 +104,25 @@ def _entry(subject: Subject, device: Device, *, measurement: Measurement, throug
     return msgspec.structs.replace(base, energy=energy, nodes=nodes, nodes_reason=reason, throughput=swept)
 
 
-def _warned(measurement: Measurement, subject: Subject) -> Measurement:
-    """Add what the model file itself gives cause to doubt."""
-    if subject.path.suffix != ".onnx":
-        return measurement
-    share = graph.subnormal_share(graph.load(subject.path))
+def _warned(measurement: Measurement, subject: Subject, *, device: Device) -> Measurement:
+    """Add what gives cause to doubt: a device that cannot judge a bundle's target, and the model file itself."""
+    found = [text for text in (_foreign(subject, device), _subnormal(subject)) if text]
+    return msgspec.structs.replace(measurement, warnings=(*measurement.warnings, *found))
+
+
+def _foreign(subject: Subject, device: Device) -> str:
+    """Say why figures of this device do not speak for the target that a bundle was made for; empty where they do."""
+    if subject.target is None:
+        return ""
+    judges, reason = device.can_judge(subject.target)
+    return "" if judges else f"{NOT_FOR_TARGET}, {subject.target.name}: {reason}"
+
+
+def _subnormal(subject: Subject) -> str:
+    share = graph.subnormal_share(graph.load(subject.path)) if subject.path.suffix == ".onnx" else 0.0
     if share <= SUBNORMAL_LEAST:
-        return measurement
-    text = f"{share:.2%} of the weights are subnormal numbers, which some processors multiply many times slower"
-    return msgspec.structs.replace(measurement, warnings=(*measurement.warnings, text))
+        return ""
+    return f"{share:.2%} of the weights are subnormal numbers, which some processors multiply many times slower"
 
 
 def _side(turn: Turn, device: Device, **changes: Any) -> Mapping[str, Any]:

@@ -81,6 +81,7 @@ def _bundle(path: Path, folder: Path, *, threads: int | None, samples: Path | No
         goldens=[outputs for _, outputs in goldens] if own else (),
         tolerance={name: max(each[name] for each in tolerances) for name in tolerances[0]} if own else {},
         inputs_are="goldens" if own else _called(samples),
+        target=manifest.target,
     )
 
 

@@ -13,6 +13,8 @@ from edgeexport.records.measurement import Claim, Comparison, Interval, Measurem
 from edgeexport.records.verdict import State
 
 SCHEMA_VERSION = 1
+# How the warning begins that the figures of a bundle do not speak for what it was made for.
+NOT_FOR_TARGET = "not for its target"
 
 
 class Rail(Record):

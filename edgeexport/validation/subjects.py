@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport.devices.protocol import BENCH_RUNTIMES
 from edgeexport.errors import DataError
 from edgeexport.records.measurement import Memory, Mode
+from edgeexport.records.target import Target
 from edgeexport.validation.launches import Launch
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Subject:
     runtime: as targets name it. inputs: one real sample, or several that are taken in turn, in the file's own
     signature; inputs_are: what they are, as the record says it. goldens: outputs expected for the first samples,
     checked before and after timing; tolerance: output name -> largest |difference| (0 where not given). accelerator:
-    execution provider asked for; affinity: processors to be confined to.
+    execution provider asked for; affinity: processors to be confined to. target: what the file was made for, if that
+    is known.
     """
 
     label: str
@@ -77,6 +79,7 @@ class Subject:
     affinity: tuple[int, ...] = ()
     accelerator: str = ""
     inputs_are: str = ""
+    target: Target | None = None
 
     def samples(self) -> list[Feeds]:
         """Return the samples, at least one. Raises DataError."""

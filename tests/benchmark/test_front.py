@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import edgeexport
+from edgeexport import devices
 from edgeexport.benchmark import opened, read_records
 from edgeexport.benchmark import run as run_module
 from edgeexport.benchmark import tuning as tuning_module
@@ -22,6 +25,7 @@ from edgeexport.cli import main
 from edgeexport.errors import DataError, DeviceError, RequestError
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.measurement import Comparison, Interval
+from edgeexport.terminal import show_bench
 from edgeexport.validation.measure import Subject
 from tests.benchmark.records import entry, record
 from tests.bundles.making import make
@@ -107,6 +111,21 @@ def test_the_next_step_is_for_what_went_wrong() -> None:
     assert steps[0].startswith("stop other programs")
     assert steps[1].startswith("under emulation there are no times: bench on a board")
     assert steps[2] == "measure both in more launches: --mode quick or official"
+
+
+def test_figures_that_do_not_speak_for_a_bundles_target_say_so_in_the_table(tmp_path: Path, capsys: Any) -> None:
+    need("ort")
+    here, shown = platform.machine(), []
+    with opened([make(tmp_path)]) as (subject,):
+        for arch in (here, "riscv64"):
+            target = msgspec.structs.replace(subject.target, arch=arch)
+            made_for = replace(subject, target=target)
+            found = run_module._warned(entry().measurement, made_for, device=devices.get("local"))
+            show_bench(record(msgspec.structs.replace(entry(), measurement=found)), (), as_json=False)
+            shown.append(" ".join(capsys.readouterr().out.split()))
+    assert "not for its target" not in shown[0]
+    assert f"not for its target, desk: local is {here}, the target is riscv64" in found.warnings
+    assert "not for its target" in shown[1]
 
 
 @pytest.mark.usefixtures("short_mode")
