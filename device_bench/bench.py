@@ -371,7 +371,7 @@ def write_outputs(job: Job, answer: Answer) -> dict[str, Any]:
 
 
 def settle(session: Any) -> None:
-    """Run inferences until Python has adapted its code to them, before they are counted: eight, or for half a second."""
+    """Run inferences until Python has adapted its code to them, before any is counted: eight, or half a second."""
     start = time.perf_counter()
     for index in range(8):
         session.put(session.samples[index % len(session.samples)])
