@@ -157,8 +157,8 @@ def _mixed(lane: Lane, found: Found) -> Iterator[_Attempt]:
     What a layer loses is looked up with the rung's own weights: changed ones make sense in integers only.
     """
     best, _ = min(found, key=_merit)
-    _, plain = min((pair for pair in found if not pair[0].way), key=_merit)
-    layers = float_layers(lane, plain)
+    plain = min((pair for pair in found if not pair[0].way), key=_merit, default=None)
+    layers = float_layers(lane, plain[1]) if plain is not None else []
     doubling = {1 << step for step in range(len(layers).bit_length())}
     for count in sorted({*doubling, len(layers)} if layers else ()):
         left = {name: reason for layer in layers[:count] for name, reason in layer.items()}

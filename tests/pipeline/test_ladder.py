@@ -71,6 +71,11 @@ def test_what_cannot_be_built_at_all_has_no_remedy(monkeypatch: pytest.MonkeyPat
     assert Climbed(monkeypatch, {}).names(methods=("minmax", "mse")) == ["minmax"]
 
 
+def test_changed_weights_alone_say_nothing_of_what_layers_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    climbed = Climbed(monkeypatch, {"source int8 equalized minmax": ("accuracy", 3.0)})
+    assert climbed.names(methods=("minmax",), improve="always")[-1] == "equalized minmax"
+
+
 def test_of_forms_that_are_all_too_slow_the_best_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {
         "source int8 minmax": ("speed", 0.5),
