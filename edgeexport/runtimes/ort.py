@@ -6,6 +6,7 @@ do not fit are `DataError` with both values; no error of onnxruntime itself reac
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import operator
@@ -42,6 +43,9 @@ ORT_FORMAT_FLOOR = "1.16"
 # Between integers onnxruntime gives a Conv or Gemm that was left in float an int8 weight again, one scale for all
 # channels. Every session here is opened without that, and a file that needs it says so in its options.
 FLOAT_STAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+# Numbers are the model's, not this machine's: x86 without VNNI would cap 16-bit sums of two products. Elsewhere
+# onnxruntime ignores it. A target whose CPU caps them says so in its file's options.
+EXACT_SUMS = "session.x64quantprecision"
 LEVELS = ("disable", "basic", "extended", "layout", "all")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -54,7 +58,7 @@ def open_session(model: Path | bytes, *, threads: int = 1, options: Mapping[str,
     """Open a file, or the bytes of a model, on the CPU.
 
     threads: intra-op threads, 0 for one per core. options: what `Converted.session_options` holds; an explicit
-    `intra_op_num_threads` there is overruled by `threads`.
+    `intra_op_num_threads` there is overruled by `threads`. Sums of 8-bit products are exact unless they say otherwise.
     Raises CorruptFile, ModelError, MissingExtra, and DataError for an unknown option.
     """
     ort = _onnxruntime("running an ONNX model")
@@ -62,10 +66,23 @@ def open_session(model: Path | bytes, *, threads: int = 1, options: Mapping[str,
     if isinstance(model, Path) and not model.is_file():
         raise CorruptFile(f"{origin}: no such file")
     source = str(model) if isinstance(model, Path) else model
-    config = session_options(ort, options)
-    config.intra_op_num_threads = threads
-    inner = started(ort, source, config=config, origin=origin)
+    inner = _started_exact(ort, source, options=options, threads=threads, origin=origin)
     return OrtSession(inner=inner, signature=_signature(inner), origin=origin)
+
+
+def _started_exact(ort: Any, source: str | bytes, *, options: Mapping[str, Any], threads: int, origin: str) -> Any:
+    """Start a session with exact sums; as the machine has them where onnxruntime has no such kernels for the file."""
+
+    def start(entries: Mapping[str, str]) -> Any:
+        config = session_options(ort, {**options, "config_entries": entries})
+        config.intra_op_num_threads = threads
+        return started(ort, source, config=config, origin=origin)
+
+    entries = options.get("config_entries", {})
+    if EXACT_SUMS not in entries:
+        with contextlib.suppress(ModelError):
+            return start({EXACT_SUMS: "1", **entries})
+    return start(entries)
 
 
 @dataclass(frozen=True)
@@ -229,8 +246,9 @@ def target_options(job: Conversion) -> dict[str, Any]:
     entries: dict[str, str] = {}
     if job.quantized is not None and target.arch == "aarch64":
         entries["session.qdqisint8allowed"] = "1"
-    if _exact_sums(job)[0]:
-        entries["session.x64quantprecision"] = "1"
+    exact, could_saturate = _exact_sums(job)
+    if could_saturate:
+        entries[EXACT_SUMS] = "1" if exact else "0"
     if job.quantized is not None and _float_between(graph.load(job.quantized)):
         entries |= FLOAT_STAYS
     return {

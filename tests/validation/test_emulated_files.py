@@ -28,4 +28,6 @@ def test_a_real_network_computes_on_every_emulated_cpu_what_it_does_here(
         dots = [found.dot_product if found else None for found in counts.values()]
         assert dots[0] == 0
         assert all(dots[1:]) if case.int8 else not any(dots)
-        assert case.target.runtime == "ort" or any("agrees" in note for note in record.notes)
+        # A runtime three years older may round the last step otherwise than this CPU's kernels: that is told.
+        old = [note for note in record.notes if "tflite-runtime" in note and ("agrees" in note or "runs it" in note)]
+        assert case.target.runtime == "ort" or old, record.notes
