@@ -54,9 +54,9 @@ def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Sta
 
 
 def planned(lane: Lane, rung: TorchRung, *, choice: Static, ranges: Ranges) -> QuantizationPlan:
-    """Plan a rung's integers; heads whose outputs share a Concat but no range stay in float."""
+    """Plan a rung's integers; front-ends of a logarithm, and heads that share a Concat but no range, stay in float."""
     path = spine_path(rung)
-    kept = {**quantization.head_floats(path, ranges), **choice.keep_float}
+    kept = {**quantization.front_floats(path), **quantization.head_floats(path, ranges), **choice.keep_float}
     return quantization.plan_quantization(path, ranges, numbers=lane.target.numbers(), keep_float=kept)
 
 

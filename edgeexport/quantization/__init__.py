@@ -8,6 +8,7 @@ from edgeexport.quantization.calibrate import calibrate as calibrate
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
 from edgeexport.quantization.equalize import equalize as equalize
+from edgeexport.quantization.front import front_floats as front_floats
 from edgeexport.quantization.half import to_half as to_half
 from edgeexport.quantization.heads import head_floats as head_floats
 from edgeexport.quantization.integer import keep_encoder_float as keep_encoder_float
