@@ -188,7 +188,8 @@ def show_targets(targets: Sequence[Target], *, as_json: bool) -> None:
 def _numbers(target: Target) -> str:
     numbers = target.numbers()
     name = {"uint8": "U8S8", "int8": "S8S8"}[numbers.activations]
-    return f"{name}, 7-bit weights" if numbers.reduce_range else name
+    more = {"7-bit weights": numbers.reduce_range, "fitted pairs": numbers.fit_pairs}
+    return ", ".join([name, *(words for words, given in more.items() if given)])
 
 
 @printing()

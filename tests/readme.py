@@ -29,7 +29,7 @@ def table() -> str:
 
 def _row(target: Target) -> str:
     numbers = target.numbers()
-    scheme = {"uint8": "U8S8", "int8": "S8S8"}[numbers.activations] + (", 7-bit" if numbers.reduce_range else "")
+    scheme = {"uint8": "U8S8", "int8": "S8S8"}[numbers.activations] + (", fitted pairs" if numbers.fit_pairs else "")
     cells = (f"`{target.name}`", target.title, target.runtime, f".{target.format}", scheme, str(target.threads))
     return f"| {' | '.join(cells)} |"
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgeexport import quantization
 from edgeexport.errors import DataError, EdgeExportError, ModelError
 from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
@@ -96,8 +98,7 @@ def _choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
 
     key = {
         "spine": rung.spine.record.artifact.digest,
-        "per_channel": numbers.per_channel,
-        "reduce_range": numbers.reduce_range,
+        "numbers": msgspec.to_builtins(numbers),
         "samples": SAMPLES,
         "versions": versions(*PACKAGES),
         **_data(lane),

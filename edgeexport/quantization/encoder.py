@@ -124,7 +124,7 @@ def _make(form: EncoderForm, source: Path, *, out: Path, samples: Sequence[Feeds
     if form == "static":
         static_encoder(source, samples, numbers=numbers, out=out)
     elif form == "dynamic":
-        quantize_dynamic(source, out=out, reduce_range=numbers.reduce_range)
+        quantize_dynamic(source, out=out, numbers=numbers)
     else:
         quantize_blockwise(source, out=out)
 

@@ -18,10 +18,13 @@ from edgeexport.errors import DataError, ModelError
 from edgeexport.graph.walk import graphs
 from edgeexport.quantization.channels import linear_nodes, store, weight_matrix
 from edgeexport.quantization.outliers import BESIDE
+from edgeexport.quantization.pairs import pair_scales
 from edgeexport.quantization.plan import weight_scales
 from edgeexport.records.base import file_digest
 from edgeexport.records.encoder import EncoderForm, EncoderPlan
 from edgeexport.records.plan import Point, QuantizationPlan
+from edgeexport.records.target import NumberFormat
+from edgeexport.runtimes.ort_saturation import neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,19 +34,20 @@ if TYPE_CHECKING:
 LEAST_WEIGHTS = 4096
 FLOOR = "1.8"
 MICROSOFT = "com.microsoft"
+UNSIGNED = NumberFormat(activations="uint8")
 _SMALL = f"fewer than {LEAST_WEIGHTS} weights"
 
 
 def quantize_dynamic(
-    model_path: Path, *, out: Path, keep_float: Mapping[str, str] | None = None, reduce_range: bool = False
+    model_path: Path, *, out: Path, keep_float: Mapping[str, str] | None = None, numbers: NumberFormat = UNSIGNED
 ) -> EncoderPlan:
     """Write the form whose activation ranges are found anew for each input; say what was quantized how.
 
-    Every MatMul and Gemm with a stored weight multiplies u8 by s8 (weights per output channel, 7 bits of them with
-    `reduce_range`), and every large table that a Gather reads is stored in int8, wherever in the model it stands.
+    Every MatMul and Gemm with a stored weight multiplies u8 by s8 (weights per output channel, as
+    `numbers` say), and every large table that a Gather reads is stored in int8, wherever in the model it stands.
     Raises ModelError when nothing can be quantized; onnxruntime's own function would copy such a file in silence.
     """
-    return _written(model_path, out, job=_Job("dynamic", dict(keep_float or {}), reduce_range))
+    return _written(model_path, out, job=_Job("dynamic", dict(keep_float or {}), numbers))
 
 
 def quantize_static_encoder(model_path: Path, plan: QuantizationPlan, *, out: Path) -> EncoderPlan:
@@ -55,7 +59,7 @@ def quantize_static_encoder(model_path: Path, plan: QuantizationPlan, *, out: Pa
         raise DataError(f"the plan belongs to the model {plan.model_digest}, not to {model_path}")
     if plan.numbers.activations != "uint8":
         raise DataError("the integer kernels of encoders take uint8 activations, the plan has int8 ones")
-    job = _Job("static", dict(plan.keep_float), plan.numbers.reduce_range, plan.activations)
+    job = _Job("static", dict(plan.keep_float), plan.numbers, plan.activations)
     return _written(model_path, out, job=job)
 
 
@@ -78,7 +82,7 @@ class _Job:
 
     form: EncoderForm
     keep_float: dict[str, str]
-    reduce_range: bool
+    numbers: NumberFormat
     points: Mapping[str, Point] = field(default_factory=dict)
     done: dict[str, str] = field(default_factory=dict)
     inputs: dict[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
@@ -167,15 +171,25 @@ def _integer_linear(part: GraphProto, node: NodeProto, *, job: _Job, visible: Ma
     from onnx import helper
 
     matrix = weight_matrix(node, visible[node.input[1]])
-    scales = weight_scales(matrix, 1, reduce_range=job.reduce_range)
-    most = 64 if job.reduce_range else 127
-    integers = np.clip(np.rint(matrix / scales), -most, most).astype(np.int8)
+    scales, integers = _integer_weight(matrix, numbers=job.numbers)
     values, scale, zero_point = _integer_input(part, node, job=job)
     bias, result = take_bias(part, node, stored=visible)
     name = node.input[1]
     inputs = [values, store(part, f"{name}_quantized", value=np.ascontiguousarray(integers)), scale]
     inputs += [store(part, f"{name}_scale", value=scales), zero_point, *(["", bias] if bias else [])]
     node.CopyFrom(helper.make_node("MatMulIntegerToFloat", inputs, [result], node.name, domain=MICROSOFT))
+
+
+def _integer_weight(matrix: NDArray[Any], *, numbers: NumberFormat) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (scales, int8 weights) of a matrix (inputs, outputs)."""
+    import numpy as np
+
+    scales = weight_scales(matrix, 1, reduce_range=numbers.reduce_range)
+    if numbers.fit_pairs:
+        fitting = pair_scales(matrix.T, met=neighbours(np.arange(len(matrix)))[None])
+        scales = np.maximum(scales, fitting).astype(np.float32)
+    most = 64 if numbers.reduce_range else 127
+    return scales, np.clip(np.rint(matrix / scales), -most, most).astype(np.int8)
 
 
 def _integer_input(part: GraphProto, node: NodeProto, *, job: _Job) -> tuple[str, str, str]:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError, RequestError
+from edgeexport.quantization.pairs import pair_scales
 from edgeexport.quantization.placement import Placement, choose, place, prepared, weight_axis
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 from edgeexport.records.ranges import Ranges
 from edgeexport.records.target import NumberFormat
+from edgeexport.runtimes.ort_saturation import partners, rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,6 +111,8 @@ def _weights(
     for name in placement.weights:
         axis = weight_axis(model, name) if numbers.per_channel else None
         scales = weight_scales(stored[name], axis, reduce_range=numbers.reduce_range)
+        if numbers.fit_pairs:
+            scales = np.maximum(scales, _fitting(model, name, value=stored[name], single=axis is None))
         least = _bias_scales(model, name, stored=stored, activations=activations, channels=len(scales))
         scales = np.maximum(scales, least).astype(np.float32)
         points[name] = WeightPoint("int8", axis, tuple(float(scale) for scale in scales), (0,) * len(scales))
@@ -117,6 +121,16 @@ def _weights(
         point = activation_point(float(value.min()), float(value.max()), numbers=numbers)
         points[name] = WeightPoint(numbers.activations, None, (point.scale,), (point.zero_point,))
     return points
+
+
+def _fitting(model: ModelProto, weight: str, *, value: NDArray[Any], single: bool) -> NDArray[np.float64]:
+    """Return the scales at which a weight's pairs fit 16-bit sums: one for each output channel, or a single one."""
+    import numpy as np
+
+    readers = [node for node in model.graph.node if weight in node.input[1:2]]
+    found = [pair_scales(rows(node, value), met=partners(node, value.shape)) for node in readers]
+    scales: NDArray[np.float64] = np.concatenate(found).max(keepdims=True) if single else np.max(found, axis=0)
+    return scales
 
 
 def _bias_scales(

@@ -16,6 +16,7 @@ from edgeexport.quantization.compact import compact
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
+from edgeexport.runtimes.ort_saturation import predict_saturation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def bypass_points(model: ModelProto, *, floats: Collection[str]) -> None:
     for node in [node for node in model.graph.node if node.name in floats]:
         for index, name in enumerate(node.input):
             source = _unrounded(made, name)
-            maker = made.get(source)
+            maker = made.get(source) if source else None  # an output that nobody wants is called "" too
             if maker is not None and maker.name in floats:
                 node.input[index] = source
 
@@ -87,7 +88,7 @@ def _unrounded(made: Mapping[str, NodeProto], name: str) -> str:
 
 
 def prove(model: ModelProto, plan: QuantizationPlan) -> None:
-    """Raise ModelError unless the points of a QDQ model are those of the plan, with the same bits."""
+    """Raise ModelError unless the points of a QDQ model are those of the plan, with the same bits, and pairs fit."""
     import numpy as np
 
     found = stored_points(model)
@@ -102,6 +103,8 @@ def prove(model: ModelProto, plan: QuantizationPlan) -> None:
         same = np.array_equal(scales, np.asarray(planned, np.float32)) and np.array_equal(zero_points, zeros)
         if not same:
             raise ModelError(f"the int8 file has scale {scales} for {name!r}, its plan has {planned}")
+    if plan.numbers.fit_pairs and (found_sums := predict_saturation(model)).possible:
+        raise ModelError(f"the plan asks for weights whose pairs fit 16-bit sums; {found_sums.sentence()}")
 
 
 def stored_points(model: ModelProto) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:

@@ -22,9 +22,10 @@ from edgeexport.quantization.layers import Layer, layers, with_biases
 from edgeexport.quantization.moments import Moments, Walk, observe
 from edgeexport.quantization.placement import WEIGHT_SUFFIX, prepared
 from edgeexport.quantization.qdq import quantize
-from edgeexport.quantization.rounding import compensated, nearest
+from edgeexport.quantization.rounding import Grid, compensated, nearest
 from edgeexport.records.base import file_digest
-from edgeexport.records.plan import QuantizationPlan, WeightPoint
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.runtimes.ort_saturation import partners
 from edgeexport.runtimes.protocol import Feeds
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def correct_biases(
     return _relearnt(model_path, plan, samples=samples, out=out, choose=_nearest, progress=progress)
 
 
-def _nearest(matrix: NDArray[Any], scales: NDArray[np.float64], *, moments: Moments, limit: int) -> NDArray[Any]:
+def _nearest(matrix: NDArray[Any], grid: Grid, *, moments: Moments) -> NDArray[Any]:
     """`nearest` in the shape of a choice that looks at moments."""
     del moments
-    return nearest(matrix, scales, limit=limit)
+    return nearest(matrix, grid)
 
 
 def _relearnt(
@@ -87,14 +88,15 @@ def _relearnt(
     ready = prepared(model)
     walks = (Walk(ready, feeds), Walk(quantized, feeds))
     todo = [layer for layer in layers(ready) if layer.weight in plan.weights]
-    limit = 64 if plan.numbers.reduce_range else 127
+    nodes = {node.name: node for node in ready.graph.node}
     changed: dict[str, NDArray[Any]] = {}
     for index, layer in enumerate(todo):
         progress(f"rounding: {layer.node}", index / len(todo))
         matrix = layer.matrix(stored[layer.weight]).astype(np.float64)
         moments = observe(layer, walks, source=_source(quantized, layer), width=matrix.shape[2])
-        scales = _scales(plan.weights[layer.weight], matrix.shape)
-        rounded = choose(matrix, scales, moments=moments, limit=limit) * scales
+        met = partners(nodes[layer.node], stored[layer.weight].shape) if plan.numbers.fit_pairs else None
+        grid = _grid(plan, layer, shape=matrix.shape, met=met)
+        rounded = choose(matrix, grid, moments=moments) * grid.scales
         found = {layer.weight: layer.stored(rounded.astype(np.float32), stored[layer.weight].shape)}
         if layer.bias:
             lost = matrix @ moments.mean[:, :, None] - rounded @ moments.quantized_mean[:, :, None]
@@ -110,11 +112,13 @@ def _source(quantized: ModelProto, layer: Layer) -> str:
     return next(str(node.input[0]) for node in quantized.graph.node if node.name == layer.node)
 
 
-def _scales(point: WeightPoint, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _grid(plan: QuantizationPlan, layer: Layer, *, shape: tuple[int, ...], met: NDArray[np.int64] | None) -> Grid:
     import numpy as np
 
-    scales = np.array(point.scales, np.float32).astype(np.float64)
-    return np.broadcast_to(scales, shape[0] * shape[1]).reshape(*shape[:2], 1)
+    groups, outputs, _ = shape
+    scales = np.array(plan.weights[layer.weight].scales, np.float32).astype(np.float64)
+    scales = np.broadcast_to(scales, groups * outputs).reshape(groups, outputs, 1)
+    return Grid(scales, 64 if plan.numbers.reduce_range else 127, met)
 
 
 def _quantized(model_path: Path, plan: QuantizationPlan, *, folder: Path) -> ModelProto:

@@ -1,14 +1,16 @@
 """Choosing integers for a layer's weights, given what its inputs look like.
 
-The rule: pure numbers: weight matrix, scales and moments in, integers out. `nearest` is what quantization does anyway;
+The rule: pure numbers: weight matrix, grid and moments in, integers out. `nearest` is what quantization does anyway;
 `compensated` keeps the layer's outputs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.quantization.moments import Moments
+from edgeexport.quantization.pairs import room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +26,27 @@ DAMPING = 0.01
 _BLOCK = 64
 
 
-def nearest(matrix: NDArray[Any], scales: Floats, *, limit: int) -> Floats:
-    """Return the integers nearest to weights. matrix: (groups, outputs, width); scales: (groups, outputs, 1)."""
+@dataclass(frozen=True)
+class Grid:
+    """What integers may be. scales: (groups, outputs, 1). limit: of their size.
+
+    met: (ways, width), the columns with which each must fit 16-bit sums (`ort_saturation.partners`); None: no limit.
+    """
+
+    scales: Floats
+    limit: int
+    met: NDArray[np.int64] | None = None
+
+
+def nearest(matrix: NDArray[Any], grid: Grid) -> Floats:
+    """Return the integers nearest to weights. matrix: (groups, outputs, width); `grid.scales` make pairs fit."""
     import numpy as np
 
-    rounded: Floats = np.clip(np.rint(matrix / scales), -limit, limit)
+    rounded: Floats = np.clip(np.rint(matrix / grid.scales), -grid.limit, grid.limit)
     return rounded
 
 
-def compensated(matrix: Floats, scales: Floats, *, moments: Moments, limit: int) -> Floats:
+def compensated(matrix: Floats, grid: Grid, *, moments: Moments) -> Floats:
     """Return integers that keep the layer's outputs over the samples, up to their mean, which is the bias's part.
 
     First the least-squares weights for the inputs that the quantized model gives, with a ridge towards the original
@@ -49,26 +63,42 @@ def compensated(matrix: Floats, scales: Floats, *, moments: Moments, limit: int)
     hessian = second + DAMPING * unit
     order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
     hessian = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    chosen = _in_order(np.take_along_axis(aim, order[:, None, :], axis=2), scales, hessian=hessian, limit=limit)
-    return np.take_along_axis(chosen, np.argsort(order, axis=1)[:, None, :], axis=2)
+    places = np.argsort(order, axis=1)
+    met = None
+    if grid.met is not None:
+        met = np.take_along_axis(places[:, grid.met], order[:, None, :], axis=2)
+    chosen = _in_order(np.take_along_axis(aim, order[:, None, :], axis=2), grid, hessian=hessian, met=met)
+    return np.take_along_axis(chosen, places[:, None, :], axis=2)
 
 
-def _in_order(aim: Floats, scales: Floats, *, hessian: Floats, limit: int) -> Floats:
-    """Round column after column; what a column misses is moved into the columns after it."""
+def _in_order(aim: Floats, grid: Grid, *, hessian: Floats, met: NDArray[np.int64] | None) -> Floats:
+    """Round column after column; what a column misses is moved into the columns after it. met: in this order."""
     import numpy as np
 
     inverse = np.linalg.inv(hessian)
     # inverse = Uᵀ U with U upper triangular: its row j says how column j's error is best spread over the later ones.
     upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    left, chosen, width = aim.copy(), np.empty_like(aim), aim.shape[2]
+    left, chosen, width = aim.copy(), np.zeros_like(aim), aim.shape[2]
     for start in range(0, width, _BLOCK):
         end = min(start + _BLOCK, width)
         errors = np.empty((*aim.shape[:2], end - start))
         for column in range(start, end):
             here = slice(column, column + 1)
-            chosen[:, :, here] = nearest(left[:, :, here], scales, limit=limit)
-            error = (left[:, :, here] - chosen[:, :, here] * scales) / upper[:, here, here]
+            bounds = (
+                (-grid.limit, grid.limit)
+                if met is None
+                else room(_partners(chosen, met[:, :, column]), limit=grid.limit)
+            )
+            chosen[:, :, here] = np.clip(np.rint(left[:, :, here] / grid.scales), *bounds)
+            error = (left[:, :, here] - chosen[:, :, here] * grid.scales) / upper[:, here, here]
             errors[:, :, column - start] = error[:, :, 0]
             left[:, :, column + 1 : end] -= error * upper[:, here, column + 1 : end]
         left[:, :, end:] -= errors @ upper[:, start:end, end:]
     return chosen
+
+
+def _partners(chosen: Floats, columns: NDArray[np.int64]) -> Floats:
+    """Return the integers of columns (groups, ways) as (ways, groups, outputs, 1); 0 while they are not chosen."""
+    import numpy as np
+
+    return np.take_along_axis(chosen, columns[:, None, :], axis=2).transpose(2, 0, 1)[..., None]

@@ -10,8 +10,8 @@ LEAST, MOST = -(2**15), 2**15 - 1
 class LayerSaturation(Record):
     """The pair sums of one node's int8 weight, with activations at their largest, 255. op: the node's operator.
 
-    lowest, highest: the extreme sums of any two weights of one output channel, so that no pairing exceeds them.
-    pairs, over: neighbours along the reduction axis (channels last), and how many of them leave 16 bits.
+    lowest, highest: the extreme sums of two weights that the kernel adds, either of which may count for nothing.
+    pairs, over: how many such pairs there are, and how many of them leave 16 bits.
     """
 
     node: str
@@ -24,7 +24,7 @@ class LayerSaturation(Record):
 
     @property
     def possible(self) -> bool:
-        """Whether some activations could saturate it, however the kernel pairs weights."""
+        """Whether some activations could saturate it."""
         return self.lowest < LEAST or self.highest > MOST
 
 
@@ -47,5 +47,5 @@ class Saturation(Record):
         first = max(hit, key=lambda layer: layer.over / max(1, layer.pairs))
         return (
             f"{len(hit)} of {len(self.layers)} integer layers could saturate on AVX2 without VNNI "
-            f"({share:.2%} of their neighbouring weights, most in {first.node!r}); whether they do depends on the input"
+            f"({share:.2%} of their pairs of weights, most in {first.node!r}); whether they do depends on the input"
         )

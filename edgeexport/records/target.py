@@ -21,13 +21,17 @@ Arch = Literal["x86_64", "aarch64"]
 
 
 class NumberFormat(Record):
-    """How int8 is written for a target: types, symmetry, weight granularity, and 7-bit weights (`reduce_range`)."""
+    """How int8 is written for a target: types, symmetry, weight granularity, and what keeps 16-bit sums from overflow.
+
+    reduce_range: weights of 7 bits. fit_pairs: of 8 bits, those that one 16-bit sum adds together at most 128.
+    """
 
     activations: Literal["uint8", "int8"]
     weights: Literal["int8"] = "int8"
     per_channel: bool = True
     symmetric_activations: bool = False
     reduce_range: bool = False
+    fit_pairs: bool = False
 
 
 class Tolerance(Record):
@@ -89,7 +93,7 @@ class Target(Record):
         | CPU | activations | weights | why |
         |---|---|---|---|
         | x86 with VNNI | uint8 | int8, 8 bits | VNNI multiplies unsigned by signed, and adds in 32 bits |
-        | x86 without | uint8 | int8, 7 bits | `vpmaddubsw` adds pairs in 16 bits: only 2 · 255 · 64 fits |
+        | x86 without | uint8 | int8, fitted pairs | `vpmaddubsw` adds pairs in 16 bits: only 255 · 128 fits |
         | arm64 | int8 | int8, 8 bits | SDOT and SMLAL multiply signed by signed, and add in 32 bits |
 
         Weights have a scale per output channel and are symmetric: their zero points cost nothing. Activations are
@@ -101,7 +105,7 @@ class Target(Record):
         if self.arch == "aarch64":
             return NumberFormat(activations="int8")
         vnni = any(name.endswith("vnni") for name in self.features)
-        return NumberFormat(activations="uint8", reduce_range=not vnni)
+        return NumberFormat(activations="uint8", fit_pairs=not vnni)
 
 
 def computes_half(target: Target) -> bool:

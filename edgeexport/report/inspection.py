@@ -108,5 +108,6 @@ def _format(numbers: NumberFormat) -> str:
     rest = [
         "per channel" if numbers.per_channel else "per tensor",
         *(["7-bit weights"] if numbers.reduce_range else []),
+        *(["pairs of weights fit 16-bit sums"] if numbers.fit_pairs else []),
     ]
     return f"int8 as {name}, {', '.join(rest)}"

@@ -213,8 +213,8 @@ def _version_key(version: str) -> tuple[int, ...]:
 def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
     """Whether the target must ask for exact sums, with the reason: an x86 CPU without VNNI whose sums may saturate.
 
-    7-bit weights never do. Others keep their accuracy with `session.x64quantprecision`, which costs speed there, and
-    which onnxruntime heeds while it optimises: not in an .ort file, where 7-bit weights are the way out, as they are
+    Fitted pairs never do. Others keep their accuracy with `session.x64quantprecision`, which costs speed there, and
+    which onnxruntime heeds while it optimises: not in an .ort file, where fitted pairs are the way out, as they are
     for dynamically quantized linear layers, of which it is not known here that the option acts on them.
     """
     target = job.target
@@ -226,9 +226,11 @@ def _exact_sums(job: Conversion) -> tuple[bool, tuple[str, ...]]:
         return False, ()
     hit = {layer.op for layer in found.layers if layer.possible}
     exact = target.format != "ort" and hit != {DYNAMIC_LINEAR}
-    remedies = ["opened with session.x64quantprecision"] if exact else ["7-bit weights would prevent it"]
+    remedies = (
+        ["opened with session.x64quantprecision"] if exact else ["a number format with `fit_pairs` would prevent it"]
+    )
     if exact and DYNAMIC_LINEAR in hit:
-        remedies.append(f"in {DYNAMIC_LINEAR}, 7-bit weights would prevent it")
+        remedies.append(f"in {DYNAMIC_LINEAR}, a number format with `fit_pairs` would prevent it")
     return exact, ("; ".join([found.sentence(), *remedies]),)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # MLAS convolves directly, without im2col, when input channels come in fours (MlasConvSymPackWSize); it pays from 16
 # output channels on, and where windows overlap, so that every value is read several times. On Arm it does not:
 # EfficientNet-Lite0 took 1.0 % more instructions on a Cortex-A76 and 1.3 % more on a Cortex-A53.
-_CHANNELS = 4
+CHANNELS = 4
 _LEAST_OUTPUT = 16
 
 
@@ -77,7 +77,7 @@ def _align_channels(model: ModelProto, conv: NodeProto) -> int:
     if first is None or first.input[0] not in inputs or weight is None or not _worth_it(conv, weight):
         return 0
     values = onnx.numpy_helper.to_array(weight)
-    added = -values.shape[1] % _CHANNELS
+    added = -values.shape[1] % CHANNELS
     padded = np.pad(values, [(0, 0), (0, added), *[(0, 0)] * (values.ndim - 2)])
     fresh = _fresh_names(model)
     widths = np.zeros(2 * values.ndim, np.int64)
@@ -102,9 +102,7 @@ def _worth_it(conv: NodeProto, weight: TensorProto) -> bool:
     given = {item.name: helper.get_attribute_value(item) for item in conv.attribute}
     kernel, strides = weight.dims[2:], given.get("strides", [1] * len(weight.dims[2:]))
     overlap = all(step < size for step, size in zip(strides, kernel, strict=True))
-    return (
-        given.get("group", 1) == 1 and weight.dims[1] % _CHANNELS != 0 and weight.dims[0] >= _LEAST_OUTPUT and overlap
-    )
+    return given.get("group", 1) == 1 and weight.dims[1] % CHANNELS != 0 and weight.dims[0] >= _LEAST_OUTPUT and overlap
 
 
 def _weight(model: ModelProto, name: str) -> TensorProto | None:

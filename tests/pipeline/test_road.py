@@ -125,7 +125,7 @@ def test_explain_runs_no_user_code(desk, capsys):
     desk.write("models.py", "raise SystemExit('imported')")
     assert main(["explain", str(desk.folder / "recipe.toml"), "--target", "linux-x86_64-avx2"]) == 0
     out = capsys.readouterr().out
-    assert "reduce_range" in out
+    assert "fit_pairs" in out
     assert "calibration_count" in out
 
 

@@ -145,7 +145,7 @@ def test_a_model_with_nothing_to_quantize_is_an_error_and_no_copy(tmp_path):
 
 
 def test_seven_bit_weights_stay_within_64(net, tmp_path):
-    quantize_dynamic(net, out=tmp_path / "a.onnx", reduce_range=True)
+    quantize_dynamic(net, out=tmp_path / "a.onnx", numbers=NumberFormat(activations="uint8", reduce_range=True))
     stored = graph.initializers(graph.load(tmp_path / "a.onnx"))
     layers = [value for value in stored.values() if value.dtype == np.int8 and value.shape[0] != 200]
     assert len(layers) == 10

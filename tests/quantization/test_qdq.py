@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from onnx import helper
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError
@@ -23,6 +24,7 @@ U8 = NumberFormat(activations="uint8")
 FORMATS = {
     "u8s8": U8,
     "u8s8-7bit": NumberFormat(activations="uint8", reduce_range=True),
+    "u8s8-pairs": NumberFormat(activations="uint8", fit_pairs=True),
     "s8s8": NumberFormat(activations="int8"),
     "per-tensor": NumberFormat(activations="uint8", per_channel=False),
     "symmetric": NumberFormat(activations="int8", symmetric_activations=True),
@@ -60,7 +62,7 @@ def test_the_file_holds_every_number_of_the_plan_bit_for_bit(net: str, numbers: 
         assert tuple(found[name][0].tolist()) == weight.scales, name
 
 
-@pytest.mark.parametrize("numbers", ["u8s8", "u8s8-7bit", "per-tensor"])
+@pytest.mark.parametrize("numbers", ["u8s8", "u8s8-7bit", "u8s8-pairs", "per-tensor"])
 def test_int8_weights_are_the_rounded_weights(numbers: str, tmp_path: Path) -> None:
     path = small_resnet(tmp_path / "net.onnx")
     plan, out = made(path, FORMATS[numbers])
@@ -164,6 +166,25 @@ def test_adds_left_in_float_pass_on_what_they_computed_unrounded(tmp_path: Path)
     assert sqnr_db(path, out) > before
 
 
+def test_an_output_that_nobody_wants_is_taken_for_nothing_else(tmp_path: Path) -> None:
+    """The first output of this LSTM is called "", as is its fifth input."""
+    net = Net()
+    features = net.put("Relu", net.conv("image", 3, 8))
+    steps = net.put("Squeeze", net.put("ReduceMean", features, net.store(np.array([3]))), net.store(np.array([3])))
+    steps = net.put("Transpose", steps, perm=[2, 0, 1])
+    gates = [net.store(net.random.standard_normal((1, 16, size)).astype(np.float32)) for size in (8, 4)]
+    start = net.put("ReduceMean", steps, net.store(np.array([0, 2])))
+    start = net.put("Tile", start, net.store(np.array([1, 1, 4])))
+    inputs = [steps, *gates, "", "", start, start]
+    net.nodes.append(helper.make_node("LSTM", inputs, ["", "last"], "memory", hidden_size=4))
+    net.gemm(net.put("Squeeze", "last", net.store(np.array([0]))), 4, 10)
+    path = net.save(tmp_path / "net.onnx")
+    _, out = made(path)
+    written = next(node for node in graph.load(out).graph.node if node.op_type == "LSTM")
+    assert list(written.input) == inputs
+    assert sqnr_db(path, out) > 20
+
+
 def test_what_an_integer_kernel_wrote_is_read_rounded_by_an_add_in_float(tmp_path: Path) -> None:
     path = small_mobilenet(tmp_path / "net.onnx")
     first = next(node for node in graph.load(path).graph.node if node.op_type == "Add")
@@ -228,3 +249,12 @@ def test_a_file_that_differs_from_its_plan_is_found(tmp_path: Path) -> None:
     del changed[name]
     with pytest.raises(ModelError, match="beyond it"):
         prove(model, msgspec.structs.replace(plan, activations=changed))
+
+
+def test_weights_that_do_not_fit_16_bit_sums_are_found_where_the_plan_asks_for_it(tmp_path: Path) -> None:
+    plan, out = made(small_resnet(tmp_path / "net.onnx"))
+    asked = msgspec.structs.replace(plan, numbers=FORMATS["u8s8-pairs"])
+    with pytest.raises(ModelError, match="could saturate on AVX2"):
+        prove(graph.load(out), asked)
+    fitting, fits = made(small_resnet(tmp_path / "net.onnx"), FORMATS["u8s8-pairs"])
+    prove(graph.load(fits), fitting)

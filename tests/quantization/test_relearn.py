@@ -15,16 +15,18 @@ from edgeexport.quantization import calibrate, correct_biases, learn_rounding, p
 from edgeexport.quantization.layers import layers
 from edgeexport.quantization.moments import Moments, Walk, splits
 from edgeexport.quantization.placement import prepared
-from edgeexport.quantization.rounding import compensated, nearest
+from edgeexport.quantization.rounding import Grid, compensated, nearest
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.target import NumberFormat
 from edgeexport.runtimes.ort import open_session
+from edgeexport.runtimes.ort_saturation import predict_saturation
 from tests.quantization.nets import Net, pictures, small_mobilenet, small_resnet
 
 FORMATS = {
     "per-channel": NumberFormat(activations="uint8"),
     "per-tensor": NumberFormat(activations="uint8", per_channel=False),
     "7-bit": NumberFormat(activations="uint8", reduce_range=True),
+    "fitted pairs": NumberFormat(activations="uint8", fit_pairs=True),
     "symmetric": NumberFormat(activations="int8", symmetric_activations=True),
 }
 SAMPLES = pictures(4, shape=(8, 3, 16, 16))
@@ -112,6 +114,15 @@ def test_the_same_inputs_give_the_same_bytes_and_the_layers_are_named(method: st
     assert f"rounding: {layers(graph.load(path))[0].node}" in said
 
 
+@pytest.mark.parametrize("way", METHODS)
+def test_learnt_weights_fit_16_bit_sums_where_the_plan_asks_for_it(way: str, tmp_path: Path) -> None:
+    path, out, int8 = small_resnet(tmp_path / "net.onnx"), tmp_path / "learnt.onnx", tmp_path / "int8.onnx"
+    plan = METHODS[way](path, planned(path, FORMATS["fitted pairs"]), samples=SAMPLES, out=out)
+    quantize(out, plan, out=int8)
+    assert not predict_saturation(graph.load(int8)).possible
+    assert max(layer.highest for layer in predict_saturation(graph.load(int8)).layers) > 255 * 120
+
+
 def test_a_plan_of_another_model_and_no_samples_are_refused(tmp_path: Path) -> None:
     path, other = small_resnet(tmp_path / "a.onnx"), small_mobilenet(tmp_path / "b.onnx")
     plan = planned(path, FORMATS["per-channel"])
@@ -134,9 +145,9 @@ def test_compensated_integers_lose_less_than_the_nearest_ones() -> None:
         wrong = (integers * scales - matrix) @ rows.transpose(0, 2, 1)
         return float(np.square(wrong - wrong.mean(axis=2, keepdims=True)).sum())
 
-    ours = compensated(matrix, scales, moments=moments.averages(), limit=127)
+    ours = compensated(matrix, Grid(scales, 127), moments=moments.averages())
     assert np.array_equal(ours, np.rint(ours))
-    assert lost(ours) < 0.5 * lost(nearest(matrix, scales, limit=127))
+    assert lost(ours) < 0.5 * lost(nearest(matrix, Grid(scales, 127)))
 
 
 @pytest.mark.parametrize("attributes", [

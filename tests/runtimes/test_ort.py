@@ -55,8 +55,8 @@ def converted(spine: Path, where: Target, *, int8: bool = False) -> tuple[Conver
 @pytest.mark.parametrize("build", [small_resnet, small_mobilenet])
 def test_what_was_converted_answers_like_its_source(build: Any, kind: str, int8: bool, tmp_path: Path) -> None:
     spine = build(tmp_path / "net.onnx")
-    # Sums in an .ort file cannot be made exact when it is opened: those of 7-bit weights are, on every CPU.
-    numbers = NumberFormat(activations="uint8", reduce_range=kind == "ort")
+    # Sums in an .ort file cannot be made exact when it is opened: those of fitted pairs are, on every CPU.
+    numbers = NumberFormat(activations="uint8", fit_pairs=kind == "ort")
     record, out = converted(spine, target(format=kind, number_format=numbers), int8=int8)
     feeds = pictures(1, shape=(3, 3, 16, 16))[0]
     source = tmp_path / "int8.onnx" if int8 else spine
