@@ -153,7 +153,7 @@ def install(device: str, *, again: bool) -> None:
     if device == "browser":
         from edgeexport.devices.browser.package import install as build
     else:
-        from edgeexport.devices.emulated.install import install as build
+        from edgeexport.devices.guest.install import install as build
     with Display() as display, redirect_stdout(sys.stderr):
         folder = build(again=again, progress=display)
     click.echo(f"{device}  {folder}")

@@ -41,7 +41,7 @@ def _private_mounts() -> bool:
 
 def _emulated() -> bool:
     """Whether `edgeexport devices install emulated` was run for this version."""
-    from edgeexport.devices.emulated import root
+    from edgeexport.devices.guest import root
 
     return not root.missing()
 

@@ -28,10 +28,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from edgeexport.devices.guest import root as layout
 from edgeexport.devices.protocol import NO_FILES, Device
 from edgeexport.devices.scripts import PHONE, STATE, UNPACK, UNPACKED
-from edgeexport.devices.shell import SHORT_SECONDS, DeviceLost, ShellDevice
-from edgeexport.errors import DeviceError, MachineError, MissingExtra, RequestError
+from edgeexport.devices.shell import SHORT_SECONDS, DeviceLost, ShellDevice, listed_without, no_program
+from edgeexport.errors import DeviceError, MissingExtra, RequestError
 from edgeexport.records.base import file_digest
 from edgeexport.records.device import DeviceFacts, Reachability
 from edgeexport.records.target import Target
@@ -164,10 +165,8 @@ class Adb(ShellDevice):
     def _push_root(self) -> str:
         """Return where the arm64 root is on the device: unpacked there once for each installation here."""
         if not self._root:
-            from edgeexport.devices.emulated.root import MANIFEST, installed
-
-            here = installed()
-            named = file_digest(here / MANIFEST).removeprefix("sha256:")[:16]
+            here = layout.installed()
+            named = file_digest(here / layout.MANIFEST).removeprefix("sha256:")[:16]
             root = f"{self.greet().cache}/root-{named}"
             if self.ask(UNPACKED, root, timeout=SHORT_SECONDS).exit_code != 0:
                 with _packed(here) as archive:
@@ -201,7 +200,7 @@ def available() -> tuple[Reachability, ...]:
     """Return what a running adb server knows; none is started for the question."""
     port = os.environ.get(PORT_VARIABLE) or DEFAULT_PORT
     if shutil.which("adb") is None:
-        return (Reachability("adb://SERIAL", reachable=False, reason="there is no adb on the PATH"),)
+        return (listed_without("adb://SERIAL", "adb"),)
     listed = ask_server(port, "host:devices-l")
     if listed is None:
         reason = f"no adb server runs at port {port}: adb start-server"
@@ -257,9 +256,7 @@ def _client_version() -> int:
     try:
         said = subprocess.run(["adb", "version"], capture_output=True, text=True, timeout=SHORT_SECONDS, check=False)
     except OSError as error:
-        raise MachineError(
-            f"adb cannot be started on this machine: {error}", next_step="install it, or mend the PATH"
-        ) from error
+        raise no_program("adb", error) from error
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"`adb version` did not answer within {SHORT_SECONDS:g} s") from error
     found = re.search(r"version 1\.0\.(\d+)", said.stdout)

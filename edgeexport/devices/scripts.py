@@ -146,12 +146,16 @@ say serial ro.serialno
 exit 0
 """
 
-# -> name=value lines of what changes, as Android's services say it
+# -> name=value lines of what changes, as Android's services say it. Without a connection to the sensors (HAL), or where
+# somebody set it by hand, the thermal status is 0 or whatever was set, and says nothing.
 STATE = r"""
 thermal=$(dumpsys thermalservice 2> /dev/null)
 battery=$(dumpsys battery 2> /dev/null)
-echo "thermal_status=$(echo "$thermal" | sed -n '/Thermal Status:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')"
-echo "battery_percent=$(echo "$battery" | sed -n '/level:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')"
+case $thermal in
+    *"HAL Ready: false"* | *"IsStatusOverride: true"*) ;;
+    *) echo "thermal_status=$(echo "$thermal" | sed -n '/^Thermal Status:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')" ;;
+esac
+echo "battery_percent=$(echo "$battery" | sed -n '/^ *level:/{s/[^0-9]*\([0-9]*\).*/\1/p;q;}')"
 case $battery in
     *powered:\ true*) echo plugged=true ;;
     *powered:\ false*) echo plugged=false ;;

@@ -43,7 +43,7 @@ from edgeexport.devices.protocol import (
 from edgeexport.devices.scripts import CHECK, DROP, FRAME, HELLO, LATE, NO_CACHE, NO_WRITE, PULL, PUSH, SUPERVISE
 from edgeexport.errors import DeviceError, MachineError, MissingExtra, RequestError
 from edgeexport.records.base import file_digest
-from edgeexport.records.device import DeviceFacts
+from edgeexport.records.device import DeviceFacts, Reachability
 from edgeexport.records.target import Target, facts
 
 DESCRIBE_SECONDS = 120.0
@@ -55,6 +55,10 @@ OUTPUTS_LIMIT = 1 << 30
 GRACE_SECONDS = 20.0
 # Seconds before a lost launch is repeated; as many repetitions as there are pauses.
 PAUSES = (1.0, 4.0)
+
+
+# Debian's and Ubuntu's names for what brings the programs that reach devices.
+PACKAGES = {"adb": "adb", "ssh": "openssh-client"}
 
 
 class DeviceLost(DeviceError):
@@ -88,6 +92,19 @@ def quote(*words: str) -> str:
         if "\0" in word:
             raise RequestError(f"a NUL in {word!r}: no command line can hold it")
     return " ".join(shlex.quote(word) for word in words)
+
+
+def no_program(program: str, error: OSError | None = None) -> MachineError:
+    """Return the error for a program that this machine has not, or (`error` says why) cannot start."""
+    if error is not None and not isinstance(error, FileNotFoundError):
+        return MachineError(f"{program} cannot be started on this machine: {error}")
+    return MachineError(f"there is no {program} on the PATH", next_step=f"sudo apt install {PACKAGES[program]}")
+
+
+def listed_without(device: str, program: str) -> Reachability:
+    """Return the row of a kind of device that nothing here can reach for want of a program."""
+    lack = no_program(program)
+    return Reachability(device, reachable=False, reason=f"{lack}: {lack.next_step}")
 
 
 class ShellDevice(ABC):
@@ -225,9 +242,7 @@ class ShellDevice(ABC):
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.name}: no answer within {timeout:g} s; the connection was ended") from error
         except OSError as error:
-            raise MachineError(
-                f"{self.name} needs {command[0]!r} on this machine: {error}", next_step="install it, or mend the PATH"
-            ) from error
+            raise no_program(command[0], error) from error
         pattern = rf"{mark} begin\r?\n(.*)\r?\n{mark} end (\d+)\r?\n".encode()
         found = re.search(pattern, done.stdout, re.DOTALL)
         if found is None:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 
 from edgeexport.devices.protocol import Device
 from edgeexport.devices.scripts import INSTALL, PROBE, PROBE_PYTHON
-from edgeexport.devices.shell import DeviceLost, ShellDevice
+from edgeexport.devices.shell import DeviceLost, ShellDevice, listed_without
 from edgeexport.errors import DeviceError, RequestError
 from edgeexport.records.device import Reachability
 
@@ -153,6 +153,6 @@ def connect(reference: str) -> Device:
 def available() -> tuple[Reachability, ...]:
     """Return how to name a machine behind ssh: which ones there are, only their users know."""
     if shutil.which("ssh") is None:
-        return (Reachability("ssh://user@host", reachable=False, reason="there is no ssh on the PATH"),)
+        return (listed_without("ssh://user@host", "ssh"),)
     reason = "name one: any host that `ssh -o BatchMode=yes HOST` reaches, with a Python that has the runtime"
     return (Reachability("ssh://user@host", reachable=False, reason=reason),)

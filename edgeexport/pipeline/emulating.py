@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgeexport import runtimes
 from edgeexport.devices import get
-from edgeexport.devices.emulated import root
+from edgeexport.devices.guest import root
 from edgeexport.pipeline.lower import Candidate
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.timing import NO_DEVICE, lasting, subject_of

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import devices
 from edgeexport.devices import emulated
-from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.counts import WARM_UPS
-from edgeexport.devices.emulated.presets import PRESETS, Preset
+from edgeexport.devices.guest import root
+from edgeexport.devices.guest.presets import PRESETS, Preset
 from edgeexport.devices.protocol import Device, NoAnswer, feature_gap
 from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress, silent

@@ -88,9 +88,9 @@ def available() -> bool:
 
 def cortex_a53() -> str:
     """Return shell that runs the arm64 program in "$@" on an emulated Cortex-A53."""
-    from edgeexport.devices.emulated.machine import command, environment
-    from edgeexport.devices.emulated.presets import PRESETS
-    from edgeexport.devices.emulated.root import installed
+    from edgeexport.devices.guest.machine import command, environment
+    from edgeexport.devices.guest.presets import PRESETS
+    from edgeexport.devices.guest.root import installed
 
     root = installed()
     words = command(root, PRESETS["armv8.0"])[:-1]

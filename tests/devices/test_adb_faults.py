@@ -13,7 +13,7 @@ import pytest
 
 from edgeexport import devices
 from edgeexport.devices import adb
-from edgeexport.devices.emulated import root as layout
+from edgeexport.devices.guest import root as layout
 from edgeexport.errors import DeviceError, MachineError
 from tests.device_bench.tiny import dense_model, job
 from tests.devices.adbd import DUMPSYS, GETPROP
@@ -24,6 +24,8 @@ from tests.needs import need
 pytestmark = pytest.mark.faults
 JOB = {"mode": "describe"}
 VERSION = b"OKAY00040029"
+# What phones said, as their owners published it: Android Stack Exchange 246774 and others.
+RECORDED = Path(__file__).with_name("recorded")
 
 
 @contextmanager
@@ -86,6 +88,46 @@ def test_heat_and_supply_are_told_before_and_after(phone: Pretended, tmp_path: P
         assert (moment["thermal_status"], moment["battery_percent"], moment["plugged"]) == (1, 87, True)
     assert device.describe().os == "android"
     assert device.describe().product == "Test Phone"
+
+
+def _says(phone: Pretended, thermal: str, battery: str = "") -> dict[str, Any]:
+    """The state of a phone whose services say these texts."""
+    for name, text in (("thermalservice", thermal), ("battery", battery)):
+        (phone.folder / name).write_text(text)
+    phone.program("dumpsys", f'cat "{phone.folder}/$1"')
+    state: dict[str, Any] = _connect(phone).state()
+    return state
+
+
+def _recorded(name: str) -> str:
+    return (RECORDED / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 6])
+def test_the_thermal_status_is_read_from_what_phones_say(phone: Pretended, status: int) -> None:
+    galaxy = _recorded("thermal-galaxy-a52-android-12")
+    said = galaxy.replace("Thermal Status: 0", f"Thermal Status: {status}")
+    assert (said == galaxy) == (status == 0)
+    assert _says(phone, said)["thermal_status"] == status
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        _recorded("thermal-phone-without-hal"),
+        _recorded("thermal-galaxy-a52-android-12").replace("IsStatusOverride: false", "IsStatusOverride: true"),
+        "Can't find service: thermalservice",
+        "",
+    ],
+)
+def test_a_thermal_status_that_no_sensor_stands_behind_is_none(phone: Pretended, said: str) -> None:
+    assert _says(phone, said)["thermal_status"] is None
+
+
+@pytest.mark.parametrize(("name", "percent", "plugged"), [("usb", 100, True), ("galaxy-s24", 75, False)])
+def test_the_supply_is_read_from_what_phones_say(phone: Pretended, name: str, *, percent: int, plugged: bool) -> None:
+    state = _says(phone, "", _recorded(f"battery-{name}"))
+    assert (state["battery_percent"], state["plugged"]) == (percent, plugged)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +234,12 @@ def test_devices_are_listed_with_their_state_and_no_server_is_started(
 def test_without_the_programs_nothing_is_reachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert {row.reason for row in devices.available() if row.device.startswith(("ssh", "adb"))} == {
-        "there is no ssh on the PATH",
-        "there is no adb on the PATH",
+        "there is no ssh on the PATH: sudo apt install openssh-client",
+        "there is no adb on the PATH: sudo apt install adb",
     }
-    for reference in ("ssh://pi@board", "adb://TEST0001@1"):
-        with pytest.raises(MachineError, match="on this machine") as caught:
-            devices.get(reference).describe()
-        assert caught.value.exit_code == 3
+    with _server(VERSION) as running:
+        for reference in ("ssh://pi@board", "adb://TEST0001@1", f"adb://TEST0001@{running}"):
+            with pytest.raises(MachineError, match=r"^there is no (adb|ssh) on the PATH$") as caught:
+                devices.get(reference).describe()
+            assert caught.value.exit_code == 3
+            assert caught.value.next_step.startswith("sudo apt install ")

@@ -10,9 +10,9 @@ import pytest
 
 from edgeexport import devices
 from edgeexport.devices import emulated
-from edgeexport.devices.emulated import root
 from edgeexport.devices.emulated.counts import read_counts
-from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.guest import root
+from edgeexport.devices.guest.presets import PRESETS
 from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError
 from edgeexport.records.base import to_json

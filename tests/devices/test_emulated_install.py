@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeexport.devices.emulated import install, root
+from edgeexport.devices.guest import install, root
 from edgeexport.devices.home import HOME_VARIABLE, home
 from edgeexport.errors import MachineError
 from tests.needs import need

@@ -13,8 +13,8 @@ import pytest
 
 from edgeexport import devices
 from edgeexport.devices import emulated
-from edgeexport.devices.emulated import root
-from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.guest import root
+from edgeexport.devices.guest.presets import PRESETS
 from edgeexport.devices.home import HOME_VARIABLE
 from edgeexport.devices.local import Local
 from edgeexport.devices.protocol import NoAnswer

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from edgeexport.devices.emulated import root as layout
 from edgeexport.devices.emulated.counts import read_counts
-from edgeexport.devices.emulated.machine import command, environment
-from edgeexport.devices.emulated.presets import PRESETS, Preset
+from edgeexport.devices.guest import root as layout
+from edgeexport.devices.guest.machine import command, environment
+from edgeexport.devices.guest.presets import PRESETS, Preset
 from edgeexport.devices.process import run_program
 from edgeexport.devices.protocol import BENCH_RUNTIMES, NO_FILES, Device, place, read_facts, read_outputs
 from edgeexport.errors import CorruptFile, DeviceError, MachineError, RequestError

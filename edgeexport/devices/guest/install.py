@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeexport.devices.emulated import root as layout
-from edgeexport.devices.emulated.machine import command, environment
-from edgeexport.devices.emulated.presets import PRESETS
+from edgeexport.devices.guest import root as layout
+from edgeexport.devices.guest.machine import command, environment
+from edgeexport.devices.guest.presets import PRESETS
 from edgeexport.devices.home import home
 from edgeexport.errors import MachineError
 from edgeexport.progress import Progress, silent

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from edgeexport.devices.emulated.presets import Preset
-from edgeexport.devices.emulated.root import PYTHON
+from edgeexport.devices.guest.presets import Preset
+from edgeexport.devices.guest.root import PYTHON
 from edgeexport.devices.protocol import pinned_environment
 
 

@@ -65,7 +65,7 @@ def plugin_source() -> bytes:
 
 def recipe() -> str:
     """Return the digest of all that decides what an installation holds."""
-    from edgeexport.devices.emulated.presets import PRESETS
+    from edgeexport.devices.guest.presets import PRESETS
 
     machine = (platform.machine(), sys.version_info[:2])
     asked = (ARM_PACKAGES, HOST_PACKAGES, requirements(), LEGACY, machine)
