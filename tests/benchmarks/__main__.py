@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeexport.workspace import version_of
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.part import choose
 
 BENCHMARKS = {
     "calibration": "EfficientNet-Lite0: peak memory at 32, 128, 1000 pictures; time beside onnxruntime's min-max",
@@ -44,7 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    parser.add_argument("--part", default="1/1", help="of `aa` and `planted`: 2/5 is the second of five parts")
     arguments = parser.parse_args()
+    choose(arguments.part)
     if arguments.list or arguments.name is None:
         for name, what in BENCHMARKS.items():
             sys.stdout.write(f"{name:18}{what}\n")
@@ -53,6 +56,7 @@ def main() -> int:
     figures, bars = run()
     record = {
         "name": arguments.name,
+        "part": arguments.part,
         "figures": figures,
         "bars": {key: {**asdict(bar), "holds": bar.holds} for key, bar in bars.items()},
         "machine": machine(),
