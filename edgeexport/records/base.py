@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
@@ -53,65 +53,95 @@ def file_digest(path: Path) -> str:
 def from_table(table: Mapping[str, Any], kind: type[T], *, origin: str) -> T:
     """Turn a parsed TOML table into a record, refusing unknown keys with the nearest known one.
 
-    Raises RecipeError naming `origin`, the key's place and what was expected.
+    Raises RecipeError naming `origin`, and of every mistake the key's place and what was expected.
     """
-    _refuse_unknown(table, kind, origin=origin, place="")
+    mistakes = list(_mistakes(table, kind, place=""))
+    if len(mistakes) > 1:
+        told = [f"{text}; {step}" if step else text for text, step in mistakes]
+        raise RecipeError(f"{origin}: {len(told)} mistakes" + "".join(f"\n  {line}" for line in told))
+    if mistakes:
+        text, step = mistakes[0]
+        raise RecipeError(f"{origin}: {text}", next_step=step)
+    return msgspec.convert(table, type=kind, strict=True)
+
+
+def listed(given: Any) -> list[Any]:
+    """Return a list of what a caller gave: a lone text, path or record is a list of one, never its letters."""
+    return [given] if isinstance(given, str | Path | Record) else list(given)
+
+
+Mistake = tuple[str, str]
+
+
+def _mistakes(value: object, kind: Any, *, place: str) -> Iterator[Mistake]:
+    """Walk a value beside its type; yield (what is wrong, the next step) of each part, else of the whole."""
+    found = list(_inner(value, kind, place=place))
+    yield from found
+    if found:
+        return
     try:
-        return msgspec.convert(table, type=kind, strict=True)
+        msgspec.convert(value, type=kind, strict=True)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{origin}: {_plain(str(error))}") from error
+        yield _located(str(error), place), ""
     except RecipeError as error:
-        raise RecipeError(f"{origin}: {error}", next_step=error.next_step) from error
+        yield str(error), error.next_step
 
 
-def _plain(message: str) -> str:
-    """msgspec writes `$.model.inputs[...]` and counts from 0; a reader of TOML knows `model.inputs`, and step 1."""
-    counted = re.sub(r"\[(\d+)\]", lambda found: f"[{int(found[1]) + 1}]", message)
-    return counted.replace("`$.", "`").replace(" - at `$`", "")
-
-
-def _refuse_unknown(value: object, kind: Any, *, origin: str, place: str) -> None:
-    """Walk a table beside its record type and raise at the first key that the type does not have."""
+def _inner(value: object, kind: Any, *, place: str) -> Iterator[Mistake]:
+    """Yield the mistakes of a value that can be told by name, and those of what is in it."""
     if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            for inner in get_args(kind):
-                _refuse_unknown(item, inner, origin=origin, place=f"{place}[{index + 1}]")
-        return
-    if not isinstance(value, Mapping):
-        _refuse_unlisted(value, kind, origin=origin, place=place)
-        return
-    struct = _struct_for(value, kind)
-    if struct is None:
-        _refuse_untagged(value, kind, origin=origin, place=place)
-        return
-    config = struct.__struct_config__
-    known = [field.encode_name for field in msgspec.structs.fields(struct)]
-    allowed = [*known, config.tag_field] if config.tag_field else known
+        alike = get_args(kind)[0] if get_args(kind)[1:] == (Ellipsis,) else None
+        for index, item in enumerate(value if alike is not None else ()):
+            yield from _mistakes(item, alike, place=f"{place}[{index + 1}]")
+    elif not isinstance(value, Mapping):
+        yield from _unlisted(value, kind, place=place)
+    elif (struct := _struct_for(value, kind)) is not None:
+        yield from _of_fields(value, struct, place=place)
+    else:
+        yield from _untagged(value, kind, place=place)
+
+
+def _of_fields(value: Mapping[str, Any], struct: Any, *, place: str) -> Iterator[Mistake]:
+    config, fields = struct.__struct_config__, msgspec.structs.fields(struct)
+    types = {field.encode_name: field.type for field in fields}
+    allowed = [*types, config.tag_field] if config.tag_field else list(types)
     for key, item in value.items():
         where = f"{place}.{key}" if place else str(key)
         if key not in allowed:
-            raise RecipeError(f"{origin}: unknown key `{where}`", next_step=_did_you_mean(str(key), allowed))
-        if key in known:
-            field = next(f for f in msgspec.structs.fields(struct) if f.encode_name == key)
-            _refuse_unknown(item, field.type, origin=origin, place=where)
+            yield f"unknown key `{where}`", _did_you_mean(str(key), allowed)
+        elif key in types:
+            yield from _mistakes(item, types[key], place=where)
 
 
-def _refuse_unlisted(value: object, kind: Any, *, origin: str, place: str) -> None:
-    """Raise for a text that is none of those a field lists, with the nearest one."""
-    listed = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
+def _located(message: str, place: str) -> str:
+    """msgspec writes `$.inputs[...]` and counts from 0; a reader of TOML knows `model.inputs`, and step 1."""
+    counted = re.sub(r"\[(\d+)\]", lambda found: f"[{int(found[1]) + 1}]", message).replace(" | null`", "`")
+    if place:
+        return counted.replace("`$", f"`{place}", 1) if " - at `$" in counted else f"{counted} - at `{place}`"
+    return counted.replace("`$.", "`").replace(" - at `$`", "")
+
+
+def _unlisted(value: object, kind: Any, *, place: str) -> Iterator[Mistake]:
+    """A text that is none of those a field lists, with the nearest one."""
+    known = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
     free = any(part is str or part is Any for part in (kind, *get_args(kind)))
-    if listed and isinstance(value, str) and value not in listed and not free:
-        raise RecipeError(f"{origin}: `{place}` is {value!r}", next_step=_did_you_mean(value, listed))
+    if known and isinstance(value, str) and value not in known and not free:
+        yield f"`{place}` is {value!r}", _did_you_mean(value, known)
 
 
-def _refuse_untagged(value: Mapping[str, Any], kind: Any, *, origin: str, place: str) -> None:
-    """Raise for a table that names none of the records it could be (`do = "prun"`), with the nearest one."""
-    configs = [option.__struct_config__ for option in get_args(kind) if hasattr(option, "__struct_config__")]
-    tags = {str(config.tag): config.tag_field for config in configs if config.tag_field}
+def _untagged(value: Mapping[str, Any], kind: Any, *, place: str) -> Iterator[Mistake]:
+    """A table that names none of the records it could be (`do = "prun"`), with the nearest one."""
+    tags = _tags(kind)
     for field in sorted(set(tags.values())):
         if field in value:
             said = str(value[field])
-            raise RecipeError(f"{origin}: `{place}.{field}` is {said!r}", next_step=_did_you_mean(said, list(tags)))
+            yield f"`{place}.{field}` is {said!r}", _did_you_mean(said, list(tags))
+
+
+def _tags(kind: Any) -> dict[str, str]:
+    """Tag -> the key that holds it, of the records that a union could be."""
+    configs = [option.__struct_config__ for option in get_args(kind) if hasattr(option, "__struct_config__")]
+    return {str(config.tag): config.tag_field for config in configs if config.tag_field}
 
 
 def _struct_for(value: Mapping[str, Any], kind: Any) -> Any:
