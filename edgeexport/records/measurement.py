@@ -8,7 +8,7 @@ from edgeexport.records.base import Record
 
 # smoke: does it run at all. brief: what `run` does, half a second for each launch. quick and official: `bench`.
 Mode = Literal["smoke", "brief", "quick", "official"]
-Claim = Literal["faster", "slower", "no difference shown"]
+Claim = Literal["faster", "slower", "no difference shown", "too few launches to say"]
 
 
 class Conditions(Record):
@@ -48,7 +48,9 @@ class Latency(Record):
 
     load: opening the file. first: the first inference. warm: median of the warm-up. sustained: median of the last
     quarter of each launch. outliers: beyond Tukey's 1.5 IQR in their launch, `severe_outliers` beyond 3; none is
-    dropped. spread: how far launches lie apart, as a share of their median.
+    dropped. spread: how far launches lie apart, as a share of their median. clock_batch: inferences between two
+    readings of the clock, the most in any launch; above 1 where the clock is coarse (a browser's): an iteration is then
+    their mean.
     """
 
     median_ms: Interval
@@ -64,6 +66,7 @@ class Latency(Record):
     severe_outliers: int = 0
     mean_ms: float | None = None
     spread: float | None = None
+    clock_batch: int = 1
 
 
 class Memory(Record):
@@ -84,7 +87,10 @@ class Memory(Record):
 
 
 class Moment(Record):
-    """What changes while a machine runs, as far as it tells: kHz by processor, degrees Celsius by sensor."""
+    """What changes while a machine runs, as far as it tells: kHz by processor, degrees Celsius by sensor.
+
+    thermal_status: Android's, 0 none to 6 shutdown; None elsewhere, and where no sensor stands behind it.
+    """
 
     governor: str = ""
     frequencies_khz: tuple[int, ...] = ()
@@ -92,6 +98,7 @@ class Moment(Record):
     load_average: tuple[float, ...] = ()
     battery_percent: int | None = None
     plugged: bool | None = None
+    thermal_status: int | None = None
 
 
 class Measurement(Record):

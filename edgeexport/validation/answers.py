@@ -76,7 +76,7 @@ class _Energy(msgspec.Struct, frozen=True):
 
 def read_sentinel(answer: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the nanoseconds that an answer of mode `sentinel` holds. Raises DeviceError."""
-    return read_as(answer, _Sentinel, what="a sentinel").sentinel.before_ns
+    return read_as(answer, _Sentinel, what="the time of a fixed workload").sentinel.before_ns
 
 
 def read_memory(answer: Mapping[str, Any]) -> PeakMemory | str:

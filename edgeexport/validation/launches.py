@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DRIFT_LIMIT, DRIFT_WARNING = 0.05, 0.02
+FIXED_WORK = "the machine's time for a fixed workload"
 SPREAD_LIMIT, SPREAD_WARNING = 0.10, 0.05
 TREND_LIMIT, TREND_CHANGE = 0.8, 0.05
 FREQUENCY_LEAST = 0.90
@@ -97,7 +98,10 @@ class _Warmup(msgspec.Struct, frozen=True):
 
 
 class _Clock(msgspec.Struct, frozen=True):
+    """batch: inferences between two readings, where one alone is too short for the clock."""
+
     resolution_ns: float
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class Launch(msgspec.Struct, frozen=True, dict=True):
@@ -305,10 +309,10 @@ RULES: tuple[Callable[[Sequence[Launch], Demand], Complaints], ...] = (
 
 def _drifted(drift: Drift) -> Complaints:
     if drift.shown and drift.share > DRIFT_LIMIT:
-        yield True, f"throttled or disturbed: the sentinel drifted by {drift.share:.1%} (limit {DRIFT_LIMIT:.0%})"
+        yield True, f"throttled or disturbed: {FIXED_WORK} drifted by {drift.share:.1%} (limit {DRIFT_LIMIT:.0%})"
     elif drift.share > DRIFT_WARNING:
         kind = "drifted" if drift.shown else "moved, within its noise,"
-        yield False, f"the sentinel {kind} by {drift.share:.1%}"
+        yield False, f"{FIXED_WORK} {kind} by {drift.share:.1%}"
 
 
 def _spread(launches: Sequence[Launch]) -> Complaints:

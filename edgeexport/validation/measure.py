@@ -179,6 +179,7 @@ def latency(launches: Sequence[Launch], seed: int) -> Latency:
         severe_outliers=sum(severe for _, severe in beyond),
         mean_ms=float(np.median([launch.times_ms.mean() for launch in launches])),
         spread=statistics.spread(medians),
+        clock_batch=max(launch.clock.batch for launch in launches),
     )
 
 

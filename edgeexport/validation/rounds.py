@@ -56,7 +56,8 @@ class Rounds:
 
     def _round(self, order: Sequence[int]) -> None:
         number = len(self.order)
-        what = f"round {number + 1} of {max(self.plan.launches, number + 1)}"
+        more = f" (noisy: {self.plan.most} at most)" if number >= self.plan.launches else ""
+        what = f"round {number + 1} of {max(self.plan.launches, number + 1)}{more}"
         self.progress(f"measure: {what}", min(1.0, number / self.plan.launches))
         if number and self.order[0]:
             _cool_down(self.device, self.order[0][0], plan=self.plan)

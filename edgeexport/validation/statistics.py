@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeexport.records.measurement import Interval
+from edgeexport.records.measurement import Claim, Interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,6 @@ DRAWS = 10_000
 LEAST_LAUNCHES = 6
 LEAST_EFFECT = 0.02
 CHUNK_VALUES = 4_000_000
-Claim = Literal["faster", "slower", "no difference shown"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,9 @@ def unpaired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Int
 
 def claim(ratio: Interval, *, drift: float) -> Claim:
     """Return what a ratio shows: its interval must exclude 1, and its effect exceed 2 % and the sentinel's drift."""
-    if ratio.low is None or ratio.high is None or abs(ratio.value - 1) <= max(LEAST_EFFECT, drift):
+    if ratio.low is None or ratio.high is None:
+        return "too few launches to say"
+    if abs(ratio.value - 1) <= max(LEAST_EFFECT, drift):
         return "no difference shown"
     return "faster" if ratio.high < 1 else "slower" if ratio.low > 1 else "no difference shown"
 

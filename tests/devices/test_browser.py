@@ -91,6 +91,15 @@ def test_a_launch_says_how_fine_its_clock_is_and_nothing_of_ours_stays(page: Any
     assert not _children()
 
 
+def test_a_warm_up_ends_when_its_time_is_up(page: Any, tmp_path: Path) -> None:
+    endless = {"iterations": 10**9, "seconds": 0, "cap_seconds": 0.5}
+    asked, files = _placed(tmp_path, "time", warmup=endless)
+    answer = page.run(asked, files=files, timeout=60)
+    assert 0 < answer["warmup"]["iterations"] < 10**9
+    assert 0.5 <= answer["warmup"]["seconds"] < 20
+    assert page.run({**asked, "mode": "memory", "timed": endless}, files=files, timeout=60)["memory"]
+
+
 def test_wrong_goldens_are_no_measurement(page: Any, tmp_path: Path) -> None:
     asked, files = _placed(tmp_path, "time", goldens=[{"outputs": {"y": "file:y"}, "tolerance": {"y": 1e-3}}])
     np.save(tmp_path / "y.npy", _outputs(devices.get("local"), tmp_path) + np.float32(1))

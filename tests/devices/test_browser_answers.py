@@ -56,7 +56,7 @@ def test_an_honest_answer_is_a_launch(tmp_path: Path) -> None:
         ("time", {"error": {"kind": "run", "message": "boom"}}, "boom"),
         ("time", {"times": None}, "no times"),
         ("time", {"times": {**TIMES, "seconds": 0.0, "iterations_ns": [9_000_000]}}, "iterations of 0.036 s in a run"),
-        ("time", {"sentinel_after_ns": []}, "no times of the sentinel"),
+        ("time", {"sentinel_after_ns": []}, "no times of the fixed workload"),
         ("time", {"after": []}, "no outputs of 1 goldens after timing"),
         ("time", {"load_ms": None}, "no session"),
         ("time", {"hidden": 1}, "was hidden 1 time"),
@@ -69,7 +69,7 @@ def test_an_honest_answer_is_a_launch(tmp_path: Path) -> None:
         ("memory", {"outputs": [[{**TENSOR, "shape": [1, 2]}]]}, r"is float32 \(1, 2\), expected float32 \(2,\)"),
         ("outputs", {"outputs": []}, "no outputs of each of 1 samples"),
         ("outputs", {"outputs": [[]]}, "no outputs of each of 1 samples"),
-        ("sentinel", {"sentinel_before_ns": []}, "no times of the sentinel"),
+        ("sentinel", {"sentinel_before_ns": []}, "no times of the fixed workload"),
     ],
 )
 def test_an_answer_that_does_not_fit_its_job_is_an_error(tmp_path: Path, mode: str, changes: Any, said: str) -> None:

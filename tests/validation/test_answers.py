@@ -67,7 +67,7 @@ def test_what_is_right_is_read() -> None:
 
 @pytest.mark.parametrize("said", [{}, {"sentinel": 3}, {"sentinel": {"before_ns": []}}, {"sentinel": {}}])
 def test_a_sentinel_that_is_nonsense_is_no_abort(said: Any) -> None:
-    with pytest.raises(DeviceError, match="not a sentinel"):
+    with pytest.raises(DeviceError, match="not the time of a fixed workload"):
         read_sentinel(said)
     timed = {"timed": {"seconds": 3.0, "cpu_seconds": 3.0}}
     device = Saying("sentinel", said)

@@ -324,3 +324,37 @@ def test_the_record_says_the_state_of_the_machine_and_the_shares_of_memory(short
     assert found.latency is not None
     assert found.latency.warm_ms
     assert found.latency.sustained_ms
+
+
+def test_the_record_says_how_many_inferences_stand_between_two_readings_of_a_coarse_clock() -> None:
+    batches = {1: 4, 2: 16}
+    found = [
+        measure([_subject("a")], device=Scripted(script))[0][0].latency
+        for script in (
+            lambda _, number: {"clock": {"resolution_ns": 1.0, "batch": batches.get(number, 8)}},
+            lambda *_: {},
+        )
+    ]
+    assert [latency.clock_batch for latency in found if latency is not None] == [16, 1]
+
+
+def test_progress_says_which_round_of_how_many_runs() -> None:
+    told: list[str] = []
+    measure([_subject("a")], device=Scripted(lambda *_: {}), progress=lambda text, _: told.append(text))
+    assert told == [f"measure: round {number} of 6" for number in range(1, 7)]
+
+
+def test_a_noisy_measurement_says_how_far_it_may_go() -> None:
+    told: list[str] = []
+    noisy = Scripted(lambda _, number: _times(1.0 if number % 2 else 2.0, number))
+    measure([_subject("a")], device=noisy, progress=lambda text, _: told.append(text))
+    assert told[-1].endswith(" (noisy: 12 at most)")
+
+
+def test_no_word_of_a_reason_is_one_that_only_the_program_knows() -> None:
+    drifting = Scripted(
+        lambda _, number: {"sentinel": {"before_ns": [100 + 9 * number], "after_ns": [105 + 9 * number]}}
+    )
+    found = measure([_subject("a")], device=drifting)[0][0]
+    assert "the machine's time for a fixed workload drifted" in found.reasons[0]
+    assert "sentinel" not in " ".join((*found.reasons, *found.warnings))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MODES = ("describe", "outputs", "time", "sentinel", "memory")
 NO_MODEL = ("describe", "sentinel")
 PROVIDER = "CPUExecutionProvider"
+NO_FIXED = "no times of the fixed workload"
 DTYPES = (
     "float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
 )  # fmt: skip
@@ -34,7 +35,7 @@ LEVELS = {"disable": "disabled", "basic": "basic", "extended": "extended", "layo
 NAMED = {"enable_cpu_mem_arena": "enableCpuMemArena", "enable_mem_pattern": "enableMemPattern"}
 # The job's own `threads` decides, as in the device program.
 OVERRIDDEN = ("intra_op_num_threads", "inter_op_num_threads")
-WARMUP = {"iterations": 10, "seconds": 0.0}
+WARMUP = {"iterations": 10, "seconds": 0.0, "cap_seconds": 60.0}
 TIMED = {"iterations": 64, "seconds": 0.0, "cap_seconds": 60.0, "cap_iterations": 1_000_000}
 
 
@@ -155,7 +156,7 @@ def finish(prepared: Prepared, *, device: str, outputs_to: Path | None, boot_id:
     if answer.error is not None:
         raise BenchFailed(f"{device}: {answer.error.message}", kind=answer.error.kind)
     if prepared.mode in NO_MODEL:
-        _demand(prepared.mode == "describe" or answer.sentinel_before_ns, "no times of the sentinel", device=device)
+        _demand(prepared.mode == "describe" or answer.sentinel_before_ns, NO_FIXED, device=device)
         return {"sentinel": {"before_ns": list(answer.sentinel_before_ns)}} if prepared.mode == "sentinel" else {}
     result = _session(prepared, answer, device=device)
     if prepared.mode == "outputs":
@@ -258,7 +259,7 @@ def _compare(actual: NDArray[Any] | None, expected: NDArray[Any], *, allowed: fl
 def _times(answer: PageAnswer, *, device: str, boot_id: str) -> dict[str, Any]:
     """The fields of a launch; what a page cannot know (load, frequency, its processor time) is said not to be known."""
     times, facts = answer.times, answer.facts
-    _demand(answer.sentinel_before_ns and answer.sentinel_after_ns, "no times of the sentinel", device=device)
+    _demand(answer.sentinel_before_ns and answer.sentinel_after_ns, NO_FIXED, device=device)
     if times is None or facts is None:
         raise DeviceError(f"{device}: the page's answer has no times")
     total = sum(times.iterations_ns) * times.batch / 1e9
