@@ -6,6 +6,7 @@ A reader that goes away ends the talk, not the work.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from edgeexport.records.target import Target
 
 PIPE_WIDTH = 120
-QUIET_SECONDS = 30.0
+QUIET_SECONDS = 10.0
 
 
 class Display:
     """A progress callback that draws a bar on a terminal; elsewhere it prints a line per step, and few more.
 
     A text is "step" or "step: detail"; one that begins with a colon is a detail of the step told last. Without a
-    terminal a detail is printed only when nothing was for half a minute, so that a log shows that work goes on.
+    terminal a detail is printed only when nothing was for ten seconds, so that a log shows that work goes on.
     Once nobody reads stderr any more, it goes on silently.
     """
 
@@ -211,8 +212,21 @@ def show_explanation(values: Mapping[str, Mapping[str, Any]], *, as_json: bool) 
     for section, entries in values.items():
         click.echo(f"[{section}]")
         for key, value in entries.items():
-            click.echo(f"{key} = {value}")
+            click.echo(f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set")
         click.echo()
+
+
+def _toml(value: object) -> str:
+    """A value as a recipe or a target would spell it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {_toml(each)}" for key, each in value.items() if each is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    plain = isinstance(value, int | float)
+    return str(value) if plain else json.dumps(" ".join(str(value).split()), ensure_ascii=False)
 
 
 @printing()
@@ -263,8 +277,14 @@ def show_bench(record: BenchRecord, gated: Sequence[Gated], *, as_json: bool) ->
     if as_json:
         _print_json({"record": record, "gated": gated} if gated else record)
         return
-    rows = [_bench_row(entry) for entry in record.entries]
-    console().print(_table(("model", "device", "ms [95 %]", "p90", "load ms", "first ms", "peak MB", "status"), rows))
+    timed = [_bench_row(entry) for entry in record.entries if not _is_emulated(entry)]
+    counted = [_count_row(entry) for entry in record.entries if _is_emulated(entry)]
+    if timed:
+        header = ("model", "device", "ms [95 %]", "p90", "load ms", "first ms", "peak MB", "status")
+        console().print(_table(header, timed))
+    if counted:
+        kinds = ("instructions", "SIMD", "multiply-add", "dot products", "loads", "stores")
+        console().print(_table(("model", "device", *kinds, "status"), counted))
     for each in record.compared:
         ratio = each.comparison.ratio
         between = f" [{ratio.low:.3g}, {ratio.high:.3g}]" if ratio.low is not None and ratio.high is not None else ""
@@ -291,8 +311,22 @@ def _bench_row(entry: Entry) -> Sequence[str]:
     peak = f"{found.memory.peak_bytes / 1e6:.1f}" if found.memory is not None else "–"
     times = f"{found.latency.load_ms:.3g}", f"{found.latency.first_ms:.3g}"
     shown = f"{at.value:.4g}{between}", f"{tail:.4g}" if tail is not None else "–"
-    status = "; ".join(["valid", *(text for text in found.warnings if text.startswith(NOT_FOR_TARGET))])
+    doubts = [text for text in found.warnings if text.startswith(NOT_FOR_TARGET)]
+    doubts += [entry.replicable.reason] if entry.replicable.state == "fails" else []
+    status = "; ".join(["valid", *doubts])
     return found.label, entry.device, *shown, *times, peak, status
+
+
+def _is_emulated(entry: Entry) -> bool:
+    return entry.device.startswith("emulated:")
+
+
+def _count_row(entry: Entry) -> Sequence[str]:
+    label, counts = entry.measurement.label, entry.counts
+    if counts is None:
+        return label, entry.device, *"––––––", "invalid: " + "; ".join(entry.measurement.reasons)
+    kinds = (counts.simd, counts.multiply_accumulate, counts.dot_product, counts.loads, counts.stores)
+    return label, entry.device, f"{counts.total:,}", *(f"{count / counts.total:.1%}" for count in kinds), "valid"
 
 
 @printing()

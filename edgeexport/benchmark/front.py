@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeexport.benchmark.gating import TOO_FEW, share_of
 from edgeexport.benchmark.gating import gate as judged
+from edgeexport.benchmark.replication import replicated
 from edgeexport.benchmark.run import bench
 from edgeexport.benchmark.storage import append, raw_folder, raw_launches, read_records
 from edgeexport.benchmark.subjects import opened
@@ -46,9 +47,7 @@ class Benched:
 def _next_step(fault: Entry | Gated) -> str:
     """What to do about one measurement that is invalid, or one figure that cannot be judged."""
     if fault.device.startswith("emulated:"):
-        return (
-            "under emulation there are no times: bench on a board, or see `edgeexport run`, which counts instructions"
-        )
+        return "instructions are counted on emulated:armv8.0, armv8.2 and armv8.6-i8mm, for files that run there"
     if isinstance(fault, Gated) and fault.reason == TOO_FEW:
         return "measure both in more launches: --mode quick or official"
     return "stop other programs, or give it more time: --mode official"
@@ -73,8 +72,7 @@ def bench_files(
     with tempfile.TemporaryDirectory(prefix="edgeexport-raw-") as spare, opened(models, **opening) as subjects:
         keep = raw_folder(out) if out is not None else Path(spare)
         record = bench(subjects, keep=keep, progress=progress, **choices)
-    if out is not None:
-        record = append(out, record)
+    record = append(out, record) if out is not None else replicated(record, ())
     return Benched(record, judged(record, stored, allowed=allowed) if stored is not None else ())
 
 

@@ -21,7 +21,8 @@ TOO_FEW = "too few launches for an interval"
 
 
 def gate(record: BenchRecord, against: BenchRecord, *, allowed: float) -> tuple[Gated, ...]:
-    """Judge latency and peak memory of every entry against the entry of the same label (or the only one) there.
+    """Judge every entry against the entry of the same label (or the only one) there: latency and peak memory, or on an
+    emulated CPU the instructions.
 
     allowed: 0.05 lets a figure be 5 % worse. Raises RequestError when an entry has no counterpart, or one that was
     measured under other conditions.
@@ -30,7 +31,7 @@ def gate(record: BenchRecord, against: BenchRecord, *, allowed: float) -> tuple[
     for entry in record.entries:
         old = _counterpart(entry, record, against=against)
         check_alike(entry.measurement.conditions, old.measurement.conditions)
-        judged += [_latency(entry, old, allowed=allowed), *_memory(entry, old, allowed=allowed)]
+        judged += [_instructions(entry, old, allowed=allowed)] if old.counts else _times(entry, old, allowed=allowed)
     return tuple(judged)
 
 
@@ -68,6 +69,25 @@ def _counterpart(entry: Entry, record: BenchRecord, *, against: BenchRecord) -> 
         there = ", ".join(f"{each.measurement.label} on {each.device}" for each in against.entries)
         raise RequestError(f"{entry.measurement.label} on {entry.device} is not in the stored record: {there}")
     return (named or old)[0]
+
+
+def _times(entry: Entry, old: Entry, *, allowed: float) -> list[Gated]:
+    return [_latency(entry, old, allowed=allowed), *_memory(entry, old, allowed=allowed)]
+
+
+def _instructions(entry: Entry, old: Entry, *, allowed: float) -> Gated:
+    """Instructions of one inference. They repeat within 0.3 %, so the figure itself is judged."""
+    new, stored, what = entry.counts, old.counts, "instructions"
+    label = entry.measurement.label
+    if new is None or stored is None:
+        told = f"this measurement is invalid: {'; '.join(entry.measurement.reasons)}"
+        return Gated(label, entry.device, what, Interval(1.0), allowed, "unproven", told)
+    share = new.total / stored.total
+    reason = "" if share <= 1 + allowed else f"{share:.4g} times as many, {1 + allowed:.4g} allowed"
+    if stored.dot_product and not new.dot_product:
+        reason = f"no dot products any more ({stored.dot_product} before): the fast path was missed"
+    state: State = "fails" if reason else "holds"
+    return Gated(label, entry.device, what, Interval(share, share, share), allowed, state, reason)
 
 
 def _latency(entry: Entry, old: Entry, *, allowed: float) -> Gated:

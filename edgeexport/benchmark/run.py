@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import msgspec
 
 from edgeexport import __version__, devices, graph
+from edgeexport.benchmark.counting import counted
+from edgeexport.devices.emulated import Emulated
 from edgeexport.devices.protocol import Device
-from edgeexport.errors import DeviceError
+from edgeexport.errors import DeviceError, RequestError
 from edgeexport.progress import Progress, details, silent
-from edgeexport.records.base import file_digest
+from edgeexport.records.base import file_digest, listed
 from edgeexport.records.benchmark import (
     NOT_FOR_TARGET,
     SCHEMA_VERSION,
@@ -47,22 +49,27 @@ SIDE_SECONDS = 300.0
 def bench(
     subjects: Sequence[Subject],
     *,
-    on: Sequence[str] = ("local",),
+    on: Sequence[str] | str = "local",
     mode: Mode = "quick",
-    keep: Path,
+    keep: Path | str,
     throughput: bool = False,
     progress: Progress = silent,
 ) -> BenchRecord:
     """Measure subjects on devices (`local`, `ssh://…`); each later subject is compared with the first, on each device.
 
-    keep: folder for the raw launches, one file each, named by its digest. throughput: sweep batch and threads as well.
+    On an emulated CPU instructions are counted instead: there are no times. keep: folder for the raw launches, one file
+    each, named by its digest. throughput: sweep batch and threads as well.
     Raises DeviceError when a device cannot be reached.
     """
     entries: list[Entry] = []
     compared: list[Compared] = []
-    for number, reference in enumerate(on):
+    keep = Path(keep)
+    for number, reference in enumerate(listed(on)):
         device = devices.get(reference)
         progress(f"bench on {reference}", None)
+        if isinstance(device, Emulated):
+            entries += _counted(subjects, device, mode=mode, throughput=throughput, progress=details(progress))
+            continue
         raw = keep / f".{number}"
         measured, found = measure(subjects, device=device, mode=mode, seed=SEED, progress=details(progress), keep=raw)
         compared += _named(reference, measured, found=found)
@@ -73,6 +80,16 @@ def bench(
         shutil.rmtree(raw)
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return BenchRecord(SCHEMA_VERSION, created, __version__, mode, SEED, tuple(entries), tuple(compared))
+
+
+def _counted(
+    subjects: Sequence[Subject], device: Emulated, *, mode: Mode, throughput: bool, progress: Progress
+) -> Iterator[Entry]:
+    if throughput:
+        raise RequestError(f"{device.name} has no times, so no throughput", next_step="leave out --throughput")
+    for number, subject in enumerate(subjects):
+        progress(f"count instructions of {subject.label}", number / len(subjects))
+        yield counted(subject, device, mode=mode)
 
 
 def _named(device: str, measured: Sequence[Measurement], *, found: Sequence[Comparison]) -> list[Compared]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeexport.benchmark.replication import replicated
 from edgeexport.errors import CorruptFile, RequestError
 from edgeexport.records.base import digest, file_digest, from_json
 from edgeexport.records.benchmark import SCHEMA_VERSION, BenchRecord, Entry
@@ -26,7 +27,8 @@ def raw_folder(path: Path) -> Path:
 
 
 def append(path: Path, record: BenchRecord) -> BenchRecord:
-    """Write a record as the next line of a file, new or old; return it with the digest of the line before.
+    """Write a record as the next line of a file, new or old; return it with the digest of the line before, and with
+    what the records before it say of whether its figures came out again.
 
     The file is locked meanwhile: another bench that appends to it waits. Raises CorruptFile when it is not a whole
     chain of records.
@@ -35,7 +37,8 @@ def append(path: Path, record: BenchRecord) -> BenchRecord:
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         lines = _lines(path) if path.stat().st_size else []
-        chained = msgspec.structs.replace(record, prev_digest=digest(lines[-1]) if lines else "")
+        before = [from_json(line, BenchRecord, origin=str(path)) for line in lines]
+        chained = msgspec.structs.replace(replicated(record, before), prev_digest=digest(lines[-1]) if lines else "")
         unended = bool(lines) and not path.read_bytes().endswith(b"\n")
         stream.write(b"\n" * unended + msgspec.json.encode(chained, order="sorted") + b"\n")
         stream.flush()

@@ -16,7 +16,7 @@ from edgeexport import runtimes
 from edgeexport.bundles import unpack
 from edgeexport.errors import DataError, RequestError
 from edgeexport.records.artifact import Signature, TensorSpec
-from edgeexport.records.base import file_digest
+from edgeexport.records.base import file_digest, listed
 from edgeexport.records.manifest import Manifest
 from edgeexport.validation.subjects import Subject
 
@@ -31,10 +31,10 @@ RANDOM = "random inputs (seed 0)"
 
 @contextmanager
 def opened(
-    models: Sequence[Path | str],
+    models: Sequence[Path | str] | Path | str,
     *,
     threads: int | None = None,
-    samples: Path | None = None,
+    samples: Path | str | None = None,
     affinity: Sequence[int] = (),
     accelerator: str = "",
 ) -> Iterator[list[Subject]]:
@@ -46,7 +46,8 @@ def opened(
     """
     with tempfile.TemporaryDirectory(prefix="edgeexport-bench-") as folder:
         found = []
-        for number, path in enumerate(map(Path, models)):
+        samples = None if samples is None else Path(samples)
+        for number, path in enumerate(map(Path, listed(models))):
             if path.suffix == ".bundle":
                 found.append(_bundle(path, Path(folder) / str(number), threads=threads, samples=samples))
             else:

@@ -38,13 +38,13 @@ class Choice:
 
 
 def tune(
-    bundle: Path | str, *, on: str = "local", out: Path, mode: Mode = "brief", progress: Progress = silent
+    bundle: Path | str, *, on: str = "local", out: Path | str, mode: Mode = "brief", progress: Progress = silent
 ) -> Tuning:
     """Try settings on a device and, if any is faster than the bundle's own, write the bundle `out` with the best.
 
     Raises DeviceError when the bundle itself has no valid measurement there, RequestError when `bundle` is no bundle.
     """
-    path, device = Path(bundle), devices.get(on)
+    path, out, device = Path(bundle), Path(out), devices.get(on)
     if path.suffix != ".bundle":
         raise RequestError(f"{path}: settings are written into a bundle", next_step="give a .bundle file")
     facts = device.describe()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeexport.records.base import Record
+from edgeexport.records.emulation import InstructionCounts
 from edgeexport.records.measurement import Claim, Comparison, Interval, Measurement, Mode
 from edgeexport.records.verdict import State
 
@@ -53,8 +54,24 @@ class Throughput(Record):
     most: float
 
 
+class Replication(Record):
+    """Whether the figure came out again: within 5 % in 5 tries, 5 minutes apart (MLPerf Mobile's rule).
+
+    tries: like measurements in the same file, this one and at most four before it, each 5 minutes or more apart.
+    spread: slowest / fastest - 1 of their medians. fails: it is not replicable; unproven: too few tries to say.
+    """
+
+    state: State = "unproven"
+    tries: int = 0
+    spread: float | None = None
+    reason: str = ""
+
+
 class Entry(Record):
-    """One model on one device. raw: digest of the file that holds every launch with all its iterations."""
+    """One model on one device. raw: digest of the file that holds every launch with all its iterations.
+
+    counts: instructions of one inference on an emulated CPU, which has no times.
+    """
 
     device: str
     model_bytes: int
@@ -64,6 +81,8 @@ class Entry(Record):
     nodes_reason: str = ""
     throughput: tuple[Throughput, ...] = ()
     raw: str = ""
+    replicable: Replication = Replication()
+    counts: InstructionCounts | None = None
 
 
 class Compared(Record):
@@ -91,7 +110,8 @@ class BenchRecord(Record):
 class Gated(Record):
     """One figure against the same figure of a stored record: new / old, and whether it keeps within what is allowed.
 
-    what: "latency" or "peak memory". allowed: 0.05 is 5 % more. unproven: the noise is larger than the answer.
+    what: "latency", "peak memory" or "instructions". allowed: 0.05 is 5 % more. unproven: the noise is larger than the
+    answer.
     """
 
     label: str

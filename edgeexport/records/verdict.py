@@ -7,6 +7,8 @@ from typing import Literal
 from edgeexport.records.base import Record
 
 State = Literal["holds", "fails", "unproven"]
+# Limits that hold without being asked for: no recipe has a key for them.
+UNASKED = {"never_larger": "'not larger than fp32'", "never_slower": "'not slower than fp32'"}
 
 
 class Score(Record):
@@ -52,6 +54,11 @@ class LimitVerdict(Record):
     bound: float | None
     state: State
     reason: str = ""
+
+    @property
+    def called(self) -> str:
+        """What a user knows the limit as: its key in a recipe, or words where there is none."""
+        return UNASKED.get(self.limit, self.limit)
 
 
 class Verdict(Record):

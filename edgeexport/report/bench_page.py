@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.records.benchmark import BenchRecord, Entry
+from edgeexport.records.emulation import InstructionCounts
 from edgeexport.report.bench_plots import bars_plot, launches_plot, time_plot
 from edgeexport.report.figures import number
 
@@ -55,6 +56,8 @@ def _section(drawn: Drawn) -> dict[str, Any]:
         plots += [("Launches", launches_plot(drawn.launches)), ("Over time", time_plot(drawn.launches))]
     if found.memory is not None:
         plots.append(("Memory, in launches of its own", bars_plot(_memory_rows(drawn.entry), title="MB resident")))
+    if drawn.entry.counts is not None:
+        plots.append(("Instructions", bars_plot(_count_rows(drawn.entry.counts), title="of one inference")))
     if drawn.entry.nodes:
         rows = [
             (f"{node.name} ({node.op})", node.us, f"{number(node.us)} µs") for node in drawn.entry.nodes[:MOST_NODES]
@@ -71,6 +74,12 @@ def _section(drawn: Drawn) -> dict[str, Any]:
         "rows": _rows(drawn.entry),
         "without_raw": not drawn.launches,
     }
+
+
+def _count_rows(counts: InstructionCounts) -> list[tuple[str, float, str]]:
+    kinds = ("total", "simd", "multiply_accumulate", "dot_product", "loads", "stores")
+    values = [(kind.replace("_", " "), getattr(counts, kind)) for kind in kinds]
+    return [(name, value, f"{value:,} ({value / counts.total:.1%})") for name, value in values]
 
 
 def _memory_rows(entry: Entry) -> list[tuple[str, float, str]]:
@@ -109,15 +118,25 @@ def _rows(entry: Entry) -> list[tuple[str, str]]:
             ("tails (99 % sure)", ", ".join(tails) or "too few iterations"),
             ("outliers", f"{latency.outliers} of {latency.iterations}, {latency.severe_outliers} far; none left out"),
         ]
-    drift = entry.measurement.sentinel_drift
-    rows.append(
-        ("drift", "not known" if drift is None else f"the fixed workload beside it moved by {100 * drift:.1f} %")
-    )
+    if entry.counts is None:
+        rows += _steadiness(entry)
     rails = [f"{rail.name}: {1e3 * rail.j_per_inference:.3g} mJ an inference" for rail in entry.energy.rails]
     rows.append(("energy", "; ".join(rails) or entry.energy.reason))
     if entry.nodes_reason:
         rows.append(("operators", entry.nodes_reason))
     return rows
+
+
+def _steadiness(entry: Entry) -> list[tuple[str, str]]:
+    """How steady the machine was, and whether the figure came out again."""
+    drift, before, after = entry.measurement.sentinel_drift, entry.measurement.before, entry.measurement.after
+    moved = "not known" if drift is None else f"the fixed workload beside it moved by {100 * drift:.1f} %"
+    again = entry.replicable
+    rows = [("drift", moved)]
+    if before is not None and after is not None and before.thermal_status is not None:
+        rows.append(("thermal status", f"{before.thermal_status} before, {after.thermal_status} after (2 slows down)"))
+    close = f"{again.tries} tries within {100 * (again.spread or 0):.1f} %"
+    return [*rows, ("replicable", f"yes: {close}" if again.state == "holds" else again.reason or "not known")]
 
 
 def _states(entry: Entry) -> str:

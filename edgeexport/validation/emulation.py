@@ -8,7 +8,7 @@ kernels that do not saturate, so that a fault of this machine is not laid to the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from edgeexport.validation.compare import compare_outputs
 from edgeexport.validation.measure import Subject, run_on_device
 
 if TYPE_CHECKING:
-    from edgeexport.runtimes.protocol import Outputs
+    from edgeexport.runtimes.protocol import Feeds, Outputs
 
 COUNTED = 5
 AT_ONCE = 2
@@ -61,9 +61,7 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
     if absent is not None:
         return absent
     presets = presets_for(target)
-    samples = subject.samples()
-    cycled = [samples[index % len(samples)] for index in range(max(len(samples), WARM_UPS + COUNTED))]
-    longer, reference = replace(subject, inputs=cycled), _reference(subject, devices.get("local"))
+    longer, reference = replace(subject, inputs=_cycled(subject)), _reference(subject, devices.get("local"))
     progress(f"emulate {', '.join(preset.name for preset in presets)}", None)
 
     def run(preset: Preset) -> EmulatedRun | str:
@@ -78,6 +76,25 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
     late = [each for each in found if isinstance(each, str)]
     old = (_old_board(subject, presets[0], reference=reference),) if subject.runtime == "litert" else ()
     return _record(subject, target, runs=runs, notes=(*late, *_missed(runs, int8=int8), *filter(None, old)))
+
+
+def run_emulated(subject: Subject, preset: Preset) -> EmulatedRun:
+    """Run a file on one emulated CPU with one thread, compare with its own goldens, and count where that is possible.
+
+    Without goldens nothing is compared. Raises NoAnswer when it takes too long, MachineError and CorruptFile for the
+    installation.
+    """
+    import numpy as np
+
+    goldens = subject.goldens
+    reference = {name: np.concatenate([np.ravel(each[name]) for each in goldens]) for name in (goldens or [{}])[0]}
+    return _run(replace(subject, inputs=_cycled(subject), threads=1), preset, reference=reference)
+
+
+def _cycled(subject: Subject) -> Sequence[Feeds]:
+    """The samples in turn, as many as counting takes."""
+    samples = subject.samples()
+    return [samples[index % len(samples)] for index in range(max(len(samples), WARM_UPS + COUNTED))]
 
 
 def _record(
@@ -122,7 +139,7 @@ def _run(subject: Subject, preset: Preset, *, reference: Outputs) -> EmulatedRun
         raise
     except DeviceError as error:
         return EmulatedRun(machine.name, cpu, machine.runtime_version, holds=False, reason=str(error).splitlines()[0])
-    found = {name: values[: len(reference[name])] for name, values in outputs.items()}
+    found = {name: values[: len(reference[name])] for name, values in outputs.items() if name in reference}
     figures = compare_outputs(reference, found)
     reasons = _differences(figures, found, subject=subject)
     return EmulatedRun(

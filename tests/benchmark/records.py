@@ -23,7 +23,8 @@ def entry(medians: Sequence[float] = MEDIANS, **changes: Any) -> Entry:
         "sha256:33", "m.onnx", msgspec.structs.replace(conditions, **own), True,
         latency=latency, memory=memory, sentinel_ms=1.0,
     )  # fmt: skip
-    return Entry("local", 1000, msgspec.structs.replace(measurement, **changes), Energy(reason="not measured: a test"))
+    found = msgspec.structs.replace(measurement, **changes)
+    return Entry(found.conditions.device, 1000, found, Energy(reason="not measured: a test"))
 
 
 def record(*entries: Entry) -> BenchRecord:

@@ -109,7 +109,7 @@ def test_the_next_step_is_for_what_went_wrong() -> None:
             found.raise_faults()
         steps.append(caught.value.next_step)
     assert steps[0].startswith("stop other programs")
-    assert steps[1].startswith("under emulation there are no times: bench on a board")
+    assert steps[1].startswith("instructions are counted on emulated:armv8.0")
     assert steps[2] == "measure both in more launches: --mode quick or official"
 
 
@@ -225,3 +225,19 @@ def test_tune_places_threads_where_processors_differ() -> None:
     assert choice.subject.options == {"config_entries": {"session.intra_op_thread_affinities": "4"}}
     fewer = next(tuning_module._choices("threads", choice.subject, facts=FACTS)).subject
     assert fewer.options == {"config_entries": {}}
+
+
+def test_from_python_a_lone_text_is_a_device_a_file_or_a_folder_and_never_letters(model: Path, tmp_path: Path) -> None:
+    with opened(str(model)) as subjects:
+        found = edgeexport.bench(subjects, on="local", keep=str(tmp_path / "raw"), mode="smoke")
+    assert [each.device for each in found.entries] == ["local"]
+    assert list((tmp_path / "raw").glob("*.json"))
+    measured, _ = edgeexport.measure(str(model), samples=[{"x": np.ones((1, 128), np.float32)}], mode="smoke")
+    assert [each.label for each in measured] == ["m.onnx"]
+
+
+def test_one_launch_claims_nothing_about_a_difference(model: Path, capsys: Any) -> None:
+    assert main(["bench", str(model), str(model), "--mode", "smoke"]) == 0
+    told = capsys.readouterr().out
+    assert "too few launches to say" in told
+    assert "no difference shown" not in told
