@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 STAMP := $(VENV)/.installed
 CONSTRAINTS := .ci/constraints.txt
 # The oldest supported Python first: what passes there passes on the newer ones. `make venv PYTHON=...` overrides.
@@ -22,10 +23,13 @@ venv: $(STAMP)  ## set up .venv with every extra and the tools, in exact version
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; say make venv PYTHON=/path/to/python" >&2; exit 3; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all,dev]'
-	touch $(STAMP)
+	@echo "make: set-up, 1 of 3: an environment of $(PYTHON) in $(VENV)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "make: set-up, 2 of 3: pip fetches and unpacks PyTorch (0.8 GB unpacked, a minute or two)" >&2
+	@$(PIP) "$(TORCH)"
+	@echo "make: set-up, 3 of 3: pip adds the runtimes, converters and tools (1.6 GB, two to five minutes)" >&2
+	@$(PIP) -e '.[all,dev]'
+	@touch $(STAMP)
 
 demo: venv  ## the whole road on embedded data, about a minute
 	$(BIN)/edgeexport demo

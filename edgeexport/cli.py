@@ -32,6 +32,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 target_option = click.option(
     "--target", "targets", multiple=True, required=True, help="A target's name, or the path of its TOML. Repeatable."
 )
+some_targets_option = click.option(
+    "--target", "targets", multiple=True, help="A target's name, or the path of its TOML. Repeatable."
+)
 workspace_option = click.option(
     "--workspace",
     type=click.Path(file_okay=False, path_type=Path),
@@ -86,10 +89,10 @@ def run(recipe: Path, out: Path, *, as_json: bool, **choices: Any) -> None:
 
 @commands.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@target_option
+@some_targets_option
 @json_option
 def explain(recipe: Path, targets: tuple[str, ...], *, as_json: bool) -> None:
-    """Show every value in force for RECIPE on each target; nothing is run, user code is not imported."""
+    """Show every value in force for RECIPE, and on each target; nothing is run, user code is not imported."""
     from edgeexport.explain import explanation
     from edgeexport.records.recipe import load_recipe
     from edgeexport.terminal import show_explanation
@@ -162,11 +165,11 @@ def install(device: str, *, again: bool) -> None:
 @commands.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @workspace_option
-@click.option("--target", "targets", multiple=True, help="A target's name, or the path of its TOML. Repeatable.")
+@some_targets_option
 @click.option("--input", "shapes", multiple=True, help="NAME=1,3,224,224: sizes that the file leaves free. Repeatable.")
 @json_option
 def inspect(model: Path, targets: tuple[str, ...], *, shapes: tuple[str, ...], workspace: Path, as_json: bool) -> None:
-    """Show what MODEL (.onnx) holds, and what will not run or not fuse on each target, and why.
+    """Show what MODEL (.onnx, or a bundle with one) holds, and what will not run or not fuse on each target, and why.
 
     For a recipe (.toml): what is wrong with its calibration samples, and whether there are enough of them.
     """

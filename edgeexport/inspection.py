@@ -10,18 +10,19 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeexport import devices, graph, quantization, runtimes
+from edgeexport.bundles import unpack
 from edgeexport.errors import EdgeExportError, ModelError, RequestError
 from edgeexport.pipeline.spine import REWRITINGS
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.audit import audit
 from edgeexport.quantization.kernels import BOUNDARY
 from edgeexport.records.audit import Audit
-from edgeexport.records.base import digest, file_digest
+from edgeexport.records.base import digest, file_digest, listed
 from edgeexport.records.inspection import Form, Inspection, TargetInspection
 from edgeexport.records.target import Target, load_target
 from edgeexport.runtimes.ort import model_floor, target_options
@@ -35,24 +36,30 @@ if TYPE_CHECKING:
 ORT, LITERT = "ort", "litert"
 GIVEN, RANDOM = "ranges from the given samples", "trial: ranges from random inputs"
 TRIAL_SAMPLES = 4
+# Model files that are no ONNX graphs.
+OTHERS, ONNX_ONLY = (".ort", ".tflite", ".pte"), "what `inspect` reads are .onnx files"
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"})
 
 
 def inspect(
     model: Path | str,
-    targets: Sequence[Target | str] = (),
+    targets: Sequence[Target | str] | Target | str = (),
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     samples: Sequence[Feeds] = (),
     progress: Progress = silent,
 ) -> Inspection:
-    """Return what an .onnx file holds and how it would fare on each target.
+    """Return what an .onnx file holds and how it would fare on each target; of a bundle, its model on its own target.
 
     shapes: input -> sizes, batch first, for inputs whose sizes the file leaves free. samples: feeds in the file's
     signature; without any, random ones are used and marked as such.
     Raises CorruptFile and ModelError for a file that cannot be read, RecipeError for a target that is not known.
     """
-    path, places = Path(model), [load_target(item) if isinstance(item, str) else item for item in targets]
+    path, places = Path(model), [load_target(item) if isinstance(item, str) else item for item in listed(targets)]
+    if path.suffix == ".bundle":
+        return _of_bundle(path, places, shapes=shapes, samples=samples, progress=progress)
+    if path.suffix in OTHERS:
+        raise RequestError(f"{path}: {ONNX_ONLY}", next_step=f"to measure it: edgeexport bench {path}")
     given = graph.load(path)
     form = form_of(given)
     counts = graph.macs(graph.with_input_shapes(given, shapes) if shapes else given)
@@ -74,6 +81,18 @@ def inspect(
         subgraph_nodes=sum(graph.op_counts(given).values()) - len(given.graph.node),
         targets=tuple(_on(subject, target) for target in places),
     )
+
+
+def _of_bundle(path: Path, places: Sequence[Target], **more: Any) -> Inspection:
+    """Inspect the model of a bundle, for the bundle's own target where none is named."""
+    with tempfile.TemporaryDirectory(prefix="edgeexport-inspect-") as folder:
+        manifest = unpack(path, Path(folder) / "bundle")
+        inner = Path(folder) / "bundle" / manifest.model
+        if inner.suffix in OTHERS:
+            step = f"inspect the .onnx it was made from, or measure it: edgeexport bench {path}"
+            raise RequestError(f"{path} holds {manifest.model}, and {ONNX_ONLY}", next_step=step)
+        found = inspect(inner, places or (manifest.target,), **more)
+    return msgspec.structs.replace(found, path=f"{path}, {manifest.model}")
 
 
 def read_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

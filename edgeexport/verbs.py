@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.progress import Progress, silent
-from edgeexport.records.base import file_digest
+from edgeexport.records.base import file_digest, listed
 from edgeexport.records.export import ExportRecord
 from edgeexport.records.measurement import Comparison, Measurement, Mode
 from edgeexport.records.parity import Parity
@@ -168,7 +168,7 @@ def compare(
 
 
 def measure(
-    models: Sequence[Path | str],
+    models: Sequence[Path | str] | Path | str,
     *,
     samples: Sequence[Feeds],
     device: str = "local",
@@ -184,6 +184,7 @@ def measure(
     from edgeexport.runtimes.protocol import adapt_feeds
     from edgeexport.validation import measure as measuring
 
+    models = listed(models)
     sessions = [runtimes.get(runtimes.for_file(path)).open(Path(path)) for path in models]
     subjects = [
         measuring.Subject(

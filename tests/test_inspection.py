@@ -17,7 +17,7 @@ from edgeexport.inspection import GIVEN, RANDOM, form_of, inspect, read_shapes
 from edgeexport.records.base import from_json
 from edgeexport.records.inspection import Inspection
 from edgeexport.records.target import NumberFormat, load_target
-from tests.needs import need
+from tests.needs import ROOT, need
 from tests.quantization.nets import Net, pictures, small_mobilenet, small_resnet
 from tests.quantization.test_audit import int8
 
@@ -182,3 +182,27 @@ def test_a_wrong_request_is_exit_2(arguments: list[str], tmp_path: Path, monkeyp
     small_resnet(tmp_path / "net.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x09 nothing")
     assert main(["inspect", *arguments]) == 2
+
+
+def test_a_bundles_model_is_inspected_for_the_bundles_own_target(capsys: pytest.CaptureFixture[str]) -> None:
+    need("ort")
+    bundle = ROOT / "tests/bundles/released/v1/tiny.bundle"
+    found = inspect(bundle)
+    assert found.path == f"{bundle}, model/tiny.onnx"
+    assert [each.target for each in found.targets] == ["desk"]
+    assert [each.target for each in inspect(bundle, "raspberry-pi-5").targets] == ["raspberry-pi-5"]
+    assert main(["inspect", str(bundle)]) == 0
+    assert "operators  MatMul 1" in capsys.readouterr().out
+
+
+def test_a_file_of_another_format_is_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.tflite").write_bytes(b"")
+    assert main(["inspect", str(tmp_path / "m.tflite")]) == 2
+    told = capsys.readouterr().err
+    assert "what `inspect` reads are .onnx files" in told
+    assert f"next:  to measure it: edgeexport bench {tmp_path / 'm.tflite'}" in told
+    (tmp_path / "x.bundle").write_bytes(b"no bundle")
+    assert main(["inspect", str(tmp_path / "x.bundle")]) == 2
+    assert "protobuf" not in capsys.readouterr().err.lower()

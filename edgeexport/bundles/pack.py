@@ -52,12 +52,13 @@ class Parts:
     report: str = ""
 
 
-def pack(out: Path, draft: Manifest, *, parts: Parts) -> Manifest:
+def pack(out: Path | str, draft: Manifest, *, parts: Parts) -> Manifest:
     """Write the bundle `out` and return its manifest.
 
     draft: everything that is known; its format_version, model, model_digest, files and goldens are filled in here.
     Raises RequestError for parts that do not fit together, NoSpace when the disk is full; `out` is then untouched.
     """
+    out = Path(out)
     try:
         model = parts.model.read_bytes()
     except OSError as error:

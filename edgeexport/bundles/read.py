@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from edgeexport.bundles.container import Mismatch, Reader, name_problem
+from edgeexport.bundles.container import LOCAL, Mismatch, Reader, name_problem
 from edgeexport.errors import CorruptFile, NoSpace, RequestError
 from edgeexport.records.base import from_json
 from edgeexport.records.manifest import FORMAT_VERSION, Difference, Manifest
@@ -50,6 +50,23 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         raise RequestError(f"{path}: not a file")
     with os.fdopen(descriptor, "rb") as stream:
         yield stream
+
+
+def demand_bundle(stream: BinaryIO, *, origin: str) -> None:
+    """Raise CorruptFile for a file that begins like no bundle; one that is merely damaged there is let through.
+
+    A bundle's first entry is its manifest, whose name stands 30 bytes from the start.
+    """
+    head = stream.read(LOCAL.size + len(MANIFEST))
+    stream.seek(0)
+    name = head[LOCAL.size :]
+    alike = sum(found == wanted for found, wanted in zip(name, MANIFEST.encode(), strict=False))
+    cut = len(head) < LOCAL.size + len(MANIFEST) and head[:4] == b"PK\x03\x04"
+    if not cut and alike < len(MANIFEST) // 2:
+        raise CorruptFile(
+            f"{origin}: this is no bundle: it does not begin with an entry {MANIFEST!r}",
+            next_step="give a .bundle that `edgeexport run` packed; `edgeexport inspect` reads .onnx files",
+        )
 
 
 def read_bundle(

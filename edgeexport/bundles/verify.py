@@ -16,7 +16,7 @@ import msgspec
 from edgeexport import runtimes
 from edgeexport.bundles import npy
 from edgeexport.bundles.container import Mismatch
-from edgeexport.bundles.read import LARGEST_KEPT, Contents, open_regular, read_bundle
+from edgeexport.bundles.read import LARGEST_KEPT, Contents, demand_bundle, open_regular, read_bundle
 from edgeexport.errors import CorruptFile, EdgeExportError, MachineError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import TensorSpec
@@ -43,10 +43,11 @@ def verify(path: Path, *, goldens: bool = True, progress: Progress = silent) -> 
     """Check every byte of a bundle against its manifest and re-run its goldens where its runtime is installed.
 
     A damaged or altered bundle is a result (`holds` is False, with the differences). Raises RequestError when there is
-    no such file, or when it was written in a newer format.
+    no such file, or when it was written in a newer format; CorruptFile for a file that never was a bundle.
     """
     with tempfile.TemporaryDirectory(prefix="edgeexport-verify-") as name, open_regular(path) as stream:
         progress("reading", None)
+        demand_bundle(stream, origin=str(path))
         found = check(stream, origin=str(path), folder=Path(name) if goldens else None)
         if found.contents is None or found.differences:
             return Verification(str(path), False, found.differences, (), ("goldens: not run on a changed bundle",))

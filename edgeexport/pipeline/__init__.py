@@ -23,7 +23,7 @@ from edgeexport.pipeline.ship import Choice, choose, result
 from edgeexport.pipeline.timing import device_for
 from edgeexport.pipeline.torch_rungs import TorchRoad, climb
 from edgeexport.progress import Progress, silent
-from edgeexport.records.base import digest, to_json
+from edgeexport.records.base import digest, listed, to_json
 from edgeexport.records.recipe import Recipe
 from edgeexport.records.run import RunRecord, TargetResult
 from edgeexport.records.target import Target, load_target
@@ -35,7 +35,7 @@ RECORD = "run.json"
 
 def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a user may want to make
     recipe: Recipe,
-    targets: Sequence[str | Target],
+    targets: Sequence[str | Target] | str | Target,
     *,
     device: str | None = None,
     out: Path | str = "edgeexport-out",
@@ -50,7 +50,7 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     miss, and leave no bundle in `out`. Raises the errors of `edgeexport.errors`; an error that concerns one target only
     is raised when no other target could be served.
     """
-    places = _resolved(targets)
+    places = _resolved(listed(targets))
     for target in places:
         device_for(target, device)
     out = Path(out)

@@ -151,7 +151,7 @@ def _itself(digest: str) -> Comparison:
 def _objections(verdict: Verdict) -> str:
     """Say which limits fail, or else which are unproven, on which split."""
     worst = verdict.state
-    limits_told = [f"{limit.limit}: {limit.reason}" for limit in verdict.limits if limit.state == worst]
+    limits_told = [f"{limit.called}: {limit.reason}" for limit in verdict.limits if limit.state == worst]
     unproven = "unproven, and proof is required: " if worst == "unproven" else ""
     return f"{unproven}{'; '.join(limits_told)} ({verdict.split} split)"
 

@@ -392,4 +392,4 @@ def _excess(limit: LimitVerdict) -> float:
 
 
 def _miss_text(limit: LimitVerdict) -> str:
-    return f"{limit.limit} fails, {limit.reason}"
+    return f"{limit.called} fails, {limit.reason}"

@@ -65,7 +65,7 @@ def test_the_form_that_a_repair_makes_faster_ships_and_says_what_was_tried(slow,
     assert compared[0] is not None
     assert compared[1] is None  # the edited spine is not what the export was compared with
     rows = _rows(slow)
-    assert "never_slower" in rows["source int8 minmax"]["reason"]
+    assert "'not slower than fp32'" in rows["source int8 minmax"]["reason"]
     shipped = rows["source int8 minmax repaired"]
     assert shipped["status"] == "shipped"
     assert any("hardswish" in note for note in shipped["notes"])
