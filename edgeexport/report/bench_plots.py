@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDTH, LEFT, RIGHT, LINE, HEAD = 940, 150, 90, 24, 26
 TIME_HEIGHT, STRIP_HEIGHT = 190, 56
 MOST_POINTS = 900
+# An axis ends at so many times the upper quartile: a launch that was interrupted would press the others into a line.
+FAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def launches_plot(launches: Sequence[Launch]) -> str:
     import numpy as np
 
     quantiles = [np.quantile(launch.times_ms, [0.01, 0.25, 0.5, 0.75, 0.99]) for launch in launches]
-    low, high = min(row[0] for row in quantiles), max(row[4] for row in quantiles)
-    x = Scale(low, high, LEFT, WIDTH - RIGHT)
+    low, far = min(row[0] for row in quantiles), max(row[4] for row in quantiles)
+    x = Scale(low, min(far, FAR * max(row[3] for row in quantiles)), LEFT, WIDTH - RIGHT)
     height = HEAD + len(launches) * LINE + 22
     parts = [_svg(height, "distribution of every launch"), _text("ms of one inference", x=LEFT, y=14, css="title")]
     for index, (launch, row) in enumerate(zip(launches, quantiles, strict=True)):
@@ -62,7 +64,7 @@ def launches_plot(launches: Sequence[Launch]) -> str:
             _text(f"{number(float(row[2]), 4)}  +{beyond}", x=WIDTH - RIGHT + 8, y=y + 4, css="tick"),
             "</g>",
         ]
-    return "".join([*parts, *_ticks(x, height - 6), "</svg>"])
+    return "".join([*parts, *_ticks(x, height - 6, cut=far > x.high), "</svg>"])
 
 
 def time_plot(launches: Sequence[Launch]) -> str:
@@ -73,7 +75,8 @@ def time_plot(launches: Sequence[Launch]) -> str:
     every = np.concatenate([times for _, times in series])
     end = max(float(seconds[-1]) for seconds, _ in series) or 1.0
     x = Scale(0.0, end, LEFT, WIDTH - RIGHT)
-    y = Scale(float(every.min()), float(np.quantile(every, 0.995)), HEAD + TIME_HEIGHT - 10, HEAD)
+    quarter, far = (float(value) for value in np.quantile(every, [0.75, 0.995]))
+    y = Scale(float(every.min()), min(far, FAR * quarter), HEAD + TIME_HEIGHT - 10, HEAD)
     strips = [strip for strip in (_temperature(launches), _frequency(launches)) if strip is not None]
     height = HEAD + TIME_HEIGHT + len(strips) * STRIP_HEIGHT + 22
     parts = [_svg(height, "latency over time"), _text("ms of one inference, by seconds", x=LEFT, y=14, css="title")]
@@ -114,9 +117,12 @@ def _text(text: str, *, x: float, y: float, css: str = "name") -> str:
     return f'<text class="{css}" x="{x:g}" y="{y:g}">{escape(text)}</text>'
 
 
-def _ticks(x: Scale, y: float) -> list[str]:
+def _ticks(x: Scale, y: float, *, cut: bool = False) -> list[str]:
+    """Values along an axis; `cut`: what is beyond its end is drawn there."""
     values = [x.low + (x.high - x.low) * share for share in (0.0, 0.5, 1.0)]
-    return [_text(number(value), x=x(value), y=y, css="tick middle") for value in values]
+    texts = [number(value) for value in values]
+    texts[-1] = f"≥ {texts[-1]}" if cut else texts[-1]
+    return [_text(text, x=x(value), y=y, css="tick middle") for text, value in zip(texts, values, strict=True)]
 
 
 def _timeline(launches: Sequence[Launch]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
