@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,24 @@ from edgeexport.validation.measure import measure
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.load import changing_load
 from tests.benchmarks.part import part_of
-from tests.benchmarks.planting import Model, Planting, short_launches
+from tests.benchmarks.planting import Forking, Model, short_launches
 
 COMPARISONS, TOGETHER, AT_ONCE = 200, 5, 2
 # Two measurements run at once and are each other's load.
-SECONDS = 3600.0
+SECONDS = 1800.0
 
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     """Compare copies of one subject, five to a measurement, until there are 200 comparisons."""
     short_launches(most=8)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name, changing_load(0, most=2), ThreadPoolExecutor(AT_ONCE) as pool:
-        device, model = Planting(Path(name)), Model.write(Path(name))
+    with (
+        tempfile.TemporaryDirectory() as name,
+        closing(Forking(Path(name))) as device,
+        changing_load(0, most=2),
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        model = Model.write(Path(name))
 
         def claims_of(seed: int) -> list[str]:
             if time.monotonic() - began > SECONDS:
@@ -44,7 +50,5 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     return figures, {
         "claimed": Bar(figures["share_of_valid"], 0.05, "a model against itself is seldom faster or slower"),
         "comparisons": Bar(len(claims), len(seeds) * (TOGETHER - 1), "of so many comparisons", "min"),
-        "valid": Bar(
-            len(claims) - invalid, 0.5 * len(claims), "at least half of them valid: else it shows little", "min"
-        ),
+        "valid": Bar(len(claims) - invalid, 0.25 * len(claims), "a quarter of them valid: else it shows little", "min"),
     }

@@ -6,6 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from edgeexport.validation.measure import measure
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.load import favoured
 from tests.benchmarks.part import part_of
-from tests.benchmarks.planting import Model, Planting, short_launches
+from tests.benchmarks.planting import Forking, Model, short_launches
 
 TRIALS = 40
 SHARES = {"5": 0.05, "10": 0.10}
-# On two quiet cores it takes about four minutes; a busy machine gets more time, and no fewer trials.
+# On two quiet cores it takes some minutes; a busy machine gets more time, and no fewer trials.
 SECONDS = 900.0
 
 
@@ -28,8 +29,8 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     found: dict[str, list[str]] = {name: [] for name in SHARES}
     ratios: dict[str, list[float]] = {name: [] for name in SHARES}
     invalid, began = 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        device, model = Planting(Path(name)), Model.write(Path(name))
+    with tempfile.TemporaryDirectory() as name, closing(Forking(Path(name))) as device:
+        model = Model.write(Path(name))
         level = measure([model.subject("level")], device=device)[0][0].latency
         assert level is not None, "the machine is too noisy to know what 5 % are"
         planted = {share: round(part * level.median_ms.value * 1e6) for share, part in SHARES.items()}
