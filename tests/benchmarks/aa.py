@@ -27,7 +27,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as name,
-        closing(Forking(Path(name))) as device,
+        closing(Forking(Path(name), favour=False)) as device,
         changing_load(0, most=2),
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):

@@ -16,6 +16,7 @@ from edgeexport.devices.local import Local, clean_environment
 from edgeexport.devices.protocol import read_answer
 from edgeexport.records.base import file_digest
 from edgeexport.validation.measure import PLANS, Plan, Subject
+from tests.benchmarks.load import FAVOUR
 from tests.device_bench.tiny import BENCH, dense_model, sample
 
 # Short launches for hundreds of comparisons: half of a launch's time is the start of Python and its libraries.
@@ -66,11 +67,14 @@ class Planting(Local):
 
     ending = ALONE
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, favour: bool = True) -> None:
+        """`favour`: let launches go before what other programs do."""
         super().__init__()
         self._planted = folder / "bench.py"
         text = BENCH.read_text(encoding="utf-8").partition('if __name__ == "__main__":')[0]
-        self._planted.write_text(text + PLANTED + self.ending, encoding="utf-8")
+        before, _, rest = text.partition("\nimport array\n")
+        text = f"{before}\nimport array\n{FAVOUR if favour else ''}{rest}{PLANTED}{self.ending}"
+        self._planted.write_text(text, encoding="utf-8")
 
     def _start(self, program: Path, job: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
         return super()._start(self._planted if job.get("mode") != "describe" else program, job, timeout=timeout)
@@ -85,8 +89,8 @@ class Forking(Planting):
 
     ending = TEMPLATE
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, *, favour: bool = True) -> None:
+        super().__init__(folder, favour=favour)
         self._folder, self._mine, self._started = folder, threading.local(), list[subprocess.Popen[str]]()
 
     def close(self) -> None:
@@ -109,8 +113,14 @@ class Forking(Planting):
         """Have one launch made by this thread's own process; return its exit code."""
         if not hasattr(self._mine, "process"):
             command = [sys.executable, "-P", "-s", str(self._planted)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": clean_environment(1)}
-            self._mine.process = subprocess.Popen(command, text=True, **pipes)
+            self._mine.process = subprocess.Popen(
+                command,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=clean_environment(1),
+                start_new_session=True,
+            )
             self._started.append(self._mine.process)
         process = self._mine.process
         process.stdin.write(json.dumps(paths) + "\n")

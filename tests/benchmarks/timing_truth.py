@@ -1,27 +1,28 @@
-"""Our mean latency against the means of the runtimes' own tools on the same files, launch beside launch."""
+"""Our mean latency against the means of the runtimes' own tools, on the same files and by turns."""
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeexport.devices.local import Local, clean_environment
+from edgeexport.devices.local import clean_environment
+from edgeexport.validation.statistics import order_statistic_ranks
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.load import favoured
+from tests.device_bench.tiny import BENCH
 
-ROUNDS, WARMUP = 24, 5
-ORT_ITERATIONS, LITERT_ITERATIONS = 3000, 100
+# Each process takes the tool and our program in turn, a tenth of a second each: what the machine does meanwhile, and
+# how this process lies in memory, is the same for both.
+PROCESSES, PAIRS, WARMUP = 12, 12, 5
+ORT_ITERATIONS, LITERT_ITERATIONS = 1000, 20
 # onnxruntime_test takes onnxruntime's default number of threads, and has no option for it: so does our job, and
 # products this small are not divided among them. All weights fit a core's own cache, whoever else uses the shared one.
 # litert-benchmark rounds to 0.01 ms, so its model takes some milliseconds.
@@ -41,73 +42,82 @@ torch.onnx.export(small, (torch.rand(15, 64),), sys.argv[1] + "/m.onnx", dynamo=
 """
 
 
-@dataclass(frozen=True)
-class Tool:
-    """A runtime's own tool: its name, our job for the same file, and how to get the tool's mean in milliseconds.
+# argv: our program, what to do as JSON. Prints pairs of means in milliseconds, ours first.
+CHILD = """
+import contextlib, importlib.util, io, json, re, sys, types
 
-    counts_first: its mean holds the first inference, some hundred times as long as the others; so does ours then.
-    """
+spec = importlib.util.spec_from_file_location("bench", sys.argv[1])
+bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench)
+asked = json.loads(sys.argv[2])
 
-    name: str
-    job: dict[str, Any]
-    mean_ms: Callable[[], float]
-    counts_first: bool = False
+def ours():
+    answer = bench.MODES["time"](dict(asked["job"]), types.SimpleNamespace(stage=""))
+    times = answer["iterations_ns"]
+    # the first inference is some hundred times as long as the others: it counts here where it counts there
+    times = [answer["first_ms"] * 1e6, *times] if asked["counts_first"] else times
+    return sum(times) / len(times) / 1e6
+
+def onnxruntime_test():
+    from onnxruntime.tools import onnxruntime_test as tool
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        tool.run_model(asked["job"]["model"], asked["iterations"])
+    return float(re.findall(r"avg latency: ([0-9.e-]+) ms", said.getvalue())[0])
+
+def litert_benchmark():
+    from ai_edge_litert.tools import benchmark_litert_model as tool
+    counts = [f"--num_runs={asked['iterations']}", f"--warmup_runs={asked['job']['warmup']['iterations']}"]
+    sys.argv = ["litert-benchmark", "--model=" + asked["job"]["model"], *counts]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return tool.run_benchmark(tool.parse_args())["latency"]["avg_ms"]
+
+theirs, pairs = globals()[asked["tool"]], []
+for number in range(asked["pairs"] + 1):
+    steps = [ours, theirs] if number % 2 else [theirs, ours]
+    means = {step: step() for step in steps}
+    pairs.append((means[ours], means[theirs]))
+print(json.dumps(pairs[1:]))
+"""
 
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
-    """Run tool and device program in turn, in changing order; the ratio is the median over the rounds."""
+    """Let tool and device program take turns in several processes; the ratio is the median over all turns."""
     began, niceness = time.monotonic(), favoured()
+    figures: dict[str, Any] = {"niceness": niceness}
+    bars = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         subprocess.run([sys.executable, "-c", NETWORK, name], check=True, capture_output=True, timeout=300)
-        figures: dict[str, Any] = {"niceness": niceness}
-        for tool in _tools(folder):
-            ours, theirs = _interleaved(tool)
-            ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-            figures[f"{tool.name}_ratio"] = statistics.median(ratios)
-            figures[f"{tool.name}_ours_ms"] = statistics.median(ours)
-            figures[f"{tool.name}_theirs_ms"] = statistics.median(theirs)
-            figures[f"{tool.name}_ratios"] = [round(ratio, 3) for ratio in sorted(ratios)]
+        for tool, asked in _asked(Path(name)).items():
+            pairs = _pairs(tool, asked)
+            ratios = [ours / theirs for ours, theirs in pairs]
+            low, high = order_statistic_ranks(len(ratios)) or (1, len(ratios))
+            ordered, ratio = sorted(ratios), statistics.median(ratios)
+            figures |= {f"{tool}_ratio": ratio, f"{tool}_95": [ordered[low - 1], ordered[high - 1]]}
+            figures |= {f"{tool}_ours_ms": statistics.median(ours for ours, _ in pairs)}
+            figures |= {f"{tool}_theirs_ms": statistics.median(theirs for _, theirs in pairs)}
+            figures |= {f"{tool}_pairs": len(pairs)}
+            bars[tool] = Bar(abs(ratio - 1), 0.03, f"our mean is that of {tool} within 3 %")
     figures["seconds"] = time.monotonic() - began
-    names = [key.removesuffix("_ratio") for key in figures if key.endswith("_ratio")]
-    return figures, {
-        key: Bar(abs(figures[f"{key}_ratio"] - 1), 0.03, f"our mean is that of {key} within 3 %") for key in names
-    }
+    return figures, bars
 
 
-def _interleaved(tool: Tool) -> tuple[list[float], list[float]]:
-    ours, theirs = [], []
-    for number in range(ROUNDS):
-        sys.stderr.write(f"{tool.name}: round {number + 1} of {ROUNDS}\n")
-        steps = [lambda: ours.append(_our_mean(tool)), lambda: theirs.append(tool.mean_ms())]
-        for step in steps if number % 2 else steps[::-1]:
-            step()
-    return ours, theirs
+def _pairs(tool: str, asked: dict[str, Any]) -> list[tuple[float, float]]:
+    """Our mean and the tool's, turn after turn; the first turn of a process, which imports, is left out."""
+    found: list[tuple[float, float]] = []
+    for number in range(PROCESSES):
+        sys.stderr.write(f"{tool}: process {number + 1} of {PROCESSES}\n")
+        command = [sys.executable, "-P", "-s", "-c", CHILD, str(BENCH), json.dumps({**asked, "pairs": PAIRS})]
+        environment = clean_environment(1)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+        found += [(ours, theirs) for ours, theirs in json.loads(done.stdout.splitlines()[-1])]
+    return found
 
 
-def _our_mean(tool: Tool) -> float:
-    answer = Local().run(tool.job, timeout=120)
-    first = [answer["first_ms"] * 1e6] if tool.counts_first else []
-    return float(np.mean([*first, *answer["iterations_ns"]])) / 1e6
-
-
-def _tools(folder: Path) -> list[Tool]:
-
-    def ort_mean() -> float:
-        start = [sys.executable, "-m", "onnxruntime.tools.onnxruntime_test", str(folder / "m.onnx")]
-        start.append(str(ORT_ITERATIONS))
-        return float(re.findall(r"avg latency: ([0-9.e-]+) ms", _started(start, threads=1))[0])
-
-    def litert_mean() -> float:
-        tool, result = Path(sys.executable).parent / "litert-benchmark", folder / "result.json"
-        counts = [f"--num_runs={LITERT_ITERATIONS}", f"--warmup_runs={WARMUP}", f"--result_json={result}"]
-        _started([str(tool), f"--model={folder / 'm.tflite'}", *counts], threads=1)
-        return float(json.loads(result.read_text(encoding="utf-8"))["latency"]["avg_ms"])
-
-    return [
-        Tool("onnxruntime_test", _ort_job(folder), ort_mean, counts_first=True),
-        Tool("litert-benchmark", _litert_job(folder), litert_mean),
-    ]
+def _asked(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each process is asked to do, by tool."""
+    ort = {"tool": "onnxruntime_test", "iterations": ORT_ITERATIONS, "counts_first": True, "job": _ort_job(folder)}
+    litert = {"tool": "litert_benchmark", "iterations": LITERT_ITERATIONS, "counts_first": False}
+    return {"onnxruntime_test": ort, "litert-benchmark": {**litert, "job": _litert_job(folder)}}
 
 
 def _ort_job(folder: Path) -> dict[str, Any]:
@@ -138,9 +148,3 @@ def _job(folder: Path, model: Path, *, name: str, shape: Any) -> dict[str, Any]:
 
 def _limits(iterations: int) -> dict[str, Any]:
     return {"timed": {"iterations": iterations, "seconds": 0, "cap_iterations": iterations}}
-
-
-def _started(command: list[str], *, threads: int) -> str:
-    environment = clean_environment(threads)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout
