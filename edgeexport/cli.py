@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgeexport import __version__
+from edgeexport import __version__, ranks
 from edgeexport.errors import CheckFailed, EdgeExportError, NoSpace, RequestError
+from edgeexport.progress import silent
 
 if TYPE_CHECKING:
     from edgeexport.records.run import RunRecord
@@ -83,8 +84,10 @@ def run(recipe: Path, out: Path, *, as_json: bool, **choices: Any) -> None:
     from edgeexport.terminal import Display
 
     with Display() as display, redirect_stdout(sys.stderr):
-        record = run_pipeline(load_recipe(recipe), out=out, progress=display, **choices)
-    _finish(record, out, as_json=as_json)
+        progress = display if ranks.first() else silent
+        record = run_pipeline(load_recipe(recipe), out=out, progress=progress, **choices)
+    if ranks.first():
+        _finish(record, out, as_json=as_json)
 
 
 @commands.command()

@@ -2,11 +2,13 @@
 
 The rule: a folder under `stages/` is either whole or absent. A stage writes into a private folder, everything in it is
 flushed to disk, then the folder is renamed into place. A killed run leaves only private folders, which the next owner
-removes. One process owns a workspace at a time (an advisory lock; a stale one vanishes with its process).
+removes. One process owns a workspace at a time (an advisory lock; a stale one vanishes with its process); under
+`torchrun` that is process 0, which makes and publishes, while the others wait and read, or take part in a training.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
+from edgeexport import ranks
 from edgeexport.errors import Busy, CorruptFile, MachineError, NoSpace
 from edgeexport.records.base import digest, file_digest, from_json, to_json
 from edgeexport.records.target import facts
@@ -59,15 +62,17 @@ class Workspace:
         with _disk_errors(self.path):
             for name in ("stages", "tmp"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.path / "lock")
-            for leftover in (self.path / "tmp").iterdir():
-                shutil.rmtree(leftover, ignore_errors=True)
+            if ranks.first():
+                self._lock = _take_lock(self.path / "lock")
+                for leftover in (self.path / "tmp").iterdir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+            ranks.agreed(None)
         self._digests = _read_json(self.path / "digests.json")
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self._digests_changed:
+            if self._digests_changed and ranks.first():
                 publish(self.path / "digests.json", json.dumps(self._digests, sort_keys=True).encode())
         finally:
             if self._lock is not None:
@@ -86,26 +91,47 @@ class Workspace:
         self._digests_changed = True
         return fresh
 
-    def stage(self, name: str, *, key: Mapping[str, Any], make: Callable[[Path], R], kind: type[R]) -> Stage[R]:
+    def stage(
+        self, name: str, *, key: Mapping[str, Any], make: Callable[[Path], R], kind: type[R], together: bool = False
+    ) -> Stage[R]:
         """Return the stored result of this key, or make it: `make(folder)` writes files there and returns the record.
 
         The key is completed with edgeexport's own source digest. A stored stage whose files no longer have the
-        digests they were published with is made again.
+        digests they were published with is made again. together: under `torchrun` all processes run `make`, as a
+        training needs; what process 0 made of it is kept, and read by the others.
         """
-        full = digest({"stage": name, "key": key, "tool": tool_digest()})
+        full = ranks.agreed(digest({"stage": name, "key": key, "tool": tool_digest()}))
         folder = self.path / "stages" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
         with _disk_errors(self.path):
-            if folder.exists():
-                record = self._stored(folder, kind)
-                if record is not None:
-                    return Stage(record, folder, full, fresh=False)
-                shutil.rmtree(folder)
+            record = self._stored(folder, kind) if ranks.first() and folder.exists() else None
+            if ranks.agreed(record is not None):
+                return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=False)
             self.fresh_stages.append(name)
-            record = self._make(folder, make)
-        return Stage(record, folder, full, fresh=True)
+            if ranks.first():
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.nullcontext() if together else ranks.alone():
+                    record = self._make(folder, make)
+                shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
+            elif together:
+                self._taken_part(folder, make)
+            ranks.agreed(None)
+            return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=True)
+
+    def _followed(self, record: R | None, folder: Path, *, kind: type[R]) -> R:
+        """Return a stage's record; a process that did not make it reads what process 0 has published."""
+        record = record if record is not None else self._stored(folder, kind)
+        if record is None:
+            raise MachineError(
+                f"{folder} is not there for process {ranks.index()}, or damaged",
+                next_step="give all processes of torchrun the same --workspace, on a file system that they share",
+            )
+        return record
 
     def unfinished(self, name: str, *, key: Mapping[str, Any]) -> Path:
-        """Return a folder for what a stage keeps of its work so far; it outlives a kill, and belongs to this key."""
+        """Return a folder for what a stage keeps of its work so far; it outlives a kill, and belongs to this key.
+
+        It is removed when the stage of this very name and key is published.
+        """
         full = digest({"stage": name, "key": key, "tool": tool_digest()})
         return self.path / "unfinished" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
 
@@ -121,6 +147,15 @@ class Workspace:
             return from_json((folder / RECORD).read_bytes(), kind, origin=str(folder / RECORD)) if intact else None
         except (OSError, ValueError, AttributeError, CorruptFile):
             return None
+
+    def _taken_part(self, folder: Path, make: Callable[[Path], Any]) -> None:
+        """Do what process 0 does for a stage, and keep nothing of it."""
+        private = self.path / "tmp" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        private.mkdir(parents=True)
+        try:
+            make(private)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
 
     def _make(self, folder: Path, make: Callable[[Path], R]) -> R:
         private = self.path / "tmp" / f"{folder.name}-{uuid.uuid4().hex[:8]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeexport.errors import MachineError, NoSpace
+from edgeexport.records.recipe import Limits
 from edgeexport.workspace import Workspace, publish, usable
 
 
@@ -86,3 +87,18 @@ def test_what_a_library_raises_without_an_error_number_is_not_blamed_on_the_plac
 
     with Workspace(tmp_path) as work, pytest.raises(OSError, match="not a picture"):
         work.stage("one", key={}, make=make, kind=str)
+
+
+def test_what_was_kept_of_unfinished_work_goes_when_its_stage_is_published(tmp_path: Path) -> None:
+    with Workspace(tmp_path) as work:
+        mine, other = (work.unfinished("train", key={"seed": seed}) for seed in (0, 1))
+        for folder in (mine, other):
+            publish(folder / "state", b"half way")
+
+        def make(_: Path) -> Limits:
+            assert (mine / "state").is_file()
+            return Limits()
+
+        work.stage("train", key={"seed": 0}, make=make, kind=Limits)
+    assert not mine.exists()
+    assert other.exists()

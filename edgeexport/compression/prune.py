@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgeexport.compression.channels import ChannelGroup, disproof, find_groups, remove, trace
@@ -104,13 +105,14 @@ def retrain(
     data: TrainingData,
     step: Prune,
     progress: Progress = silent,
-    steps: int | None = None,
+    state: Path | None = None,
 ) -> TrainingRecord:
     """Train a pruned module in place: on the outputs of `source` (`step.distil`, the default) or on labels alone."""
     if step.distil:
-        return distill(module, source, data=data, step=Distill(training=step.training), progress=progress, steps=steps)
+        lesson = Distill(method="logits" if step.distil is True else step.distil, training=step.training)
+        return distill(module, source, data=data, step=lesson, progress=progress, state=state)
     loss = resolve_loss(step.training.loss, data.folder)
-    return train(module, data, loss=loss, settings=step.training, progress=progress, steps=steps)
+    return train(module, data, loss=loss, settings=step.training, progress=progress, state=state)
 
 
 def _check_locked(module: torch.nn.Module, locked: Sequence[str]) -> None:

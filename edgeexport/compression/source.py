@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeexport.compression.checkpoint import build, load_weights
+from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.compression.prune import apply_pruning
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Inputs, ModelSpec, expand, input_shapes, input_types
@@ -25,8 +26,11 @@ def load_torch(
     """Return the module of `spec` in eval mode, with `plans` applied in order.
 
     weights: a file for the pruned module, in place of `spec.weights` (which fits the module before pruning). Paths and
-    "module:function" references are looked up in `folder`. A live module is copied, never changed.
+    "module:function" references are looked up in `folder`. A live module is copied, never changed. An .onnx file
+    becomes a module that can teach.
     """
+    if spec.onnx is not None:
+        return onnx_teacher((folder / expand(spec.onnx)).resolve(), spec.inputs)
     module = build(spec.factory, folder).eval()
     if weights is None and spec.weights is not None:
         load_weights(module, (folder / expand(spec.weights)).resolve())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeexport import __version__, runtimes
+from edgeexport import __version__, ranks, runtimes
 from edgeexport.errors import EdgeExportError, RecipeError
 from edgeexport.pipeline.gates import check_bars, max_drop
 from edgeexport.pipeline.packing import bundle_name, packed
@@ -47,7 +47,8 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
 
     targets: names, TOML paths or Target records. device: "local" (the default where this machine can judge the target)
     or "none". require_proof: what is not proven does not ship. Infeasible targets are in the record with their nearest
-    miss, and leave no bundle in `out`. Raises the errors of `edgeexport.errors`; an error that concerns one target only
+    miss, and leave no bundle in `out`. Under `torchrun` all processes train, and all but the first return a record
+    without targets after that. Raises the errors of `edgeexport.errors`; an error that concerns one target only
     is raised when no other target could be served.
     """
     places = _resolved(listed(targets))
@@ -60,6 +61,9 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
         road = open_road(recipe, work, progress=progress)
         climbed = climb(road, max_drop(road, places[0]))
         record = _record(road, climbed)
+        ranks.part()
+        if not ranks.first():
+            return record
         serve = functools.partial(choose, road, standing=climbed.standing, device=device, require_proof=require_proof)
         record = _packed(road, _served(places, serve, record=record), out=out)
     from edgeexport.report import html

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport import data, graph
+from edgeexport import data, graph, ranks
 from edgeexport.devices.local import host_features
 from edgeexport.graph.external import locations
 from edgeexport.graph.files import parse
@@ -125,7 +125,7 @@ def metric_key(recipe: Recipe, workspace: Workspace) -> Any:
 
 def training_key(settings: Training, recipe: Recipe, *, workspace: Workspace) -> dict[str, Any]:
     """What decides the outcome of a training besides its settings: user code, libraries, threads, CPU features."""
-    codes = {"loss": settings.loss, "augment": settings.augment}
+    codes = {"loss": settings.loss, "augment": settings.augment, "optimizer": settings.optimizer}
     return {**_machine(), "code": {name: code_key(code, recipe, workspace=workspace) for name, code in codes.items()}}
 
 
@@ -134,7 +134,8 @@ def _machine() -> dict[str, Any]:
     return {
         "versions": versions("torch", "numpy", "torch-pruning"),
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
-        "cpu": digest(sorted(host_features())),
+        "cpu": digest(sorted(host_features())),  # what `precision = "auto"` means follows from it
+        "processes": ranks.count(),
     }
 
 

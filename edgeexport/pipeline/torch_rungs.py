@@ -20,7 +20,7 @@ from edgeexport.pipeline.road import Road, declared_signature, model_key, traini
 from edgeexport.pipeline.spine import export_spine, onnx_spine
 from edgeexport.records.artifact import Artifact, TorchWeights
 from edgeexport.records.base import file_digest
-from edgeexport.records.recipe import Distill, ModelSpec, Prune, Step, Train, Training
+from edgeexport.records.recipe import Distill, ModelSpec, Prune, Recipe, Step, Train, Training
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Scored, Spine
 from edgeexport.workspace import Stage
@@ -100,7 +100,7 @@ def _source(road: Road, train: Train | None) -> TorchRung:
         module = _built(road, recipe.model, seed=train.training.seed if train else 0)
         if train is not None:
             road.progress("train the source", 0.0)
-            _fit(road, module, settings=train.training)
+            _fit(road, module, settings=train.training, state=road.workspace.unfinished("source", key=key))
         return _kept(module, recipe.model, folder=folder, maker="train" if train else "source", parent="")
 
     key = {"model": model_key(recipe.model, recipe, workspace=road.workspace)}
@@ -110,7 +110,8 @@ def _source(road: Road, train: Train | None) -> TorchRung:
             **training_key(train.training, recipe, workspace=road.workspace),
             **road.data_key("train"),
         }
-    weights = road.workspace.stage("source", key=key, make=make, kind=TorchWeights)
+    trained = train is not None
+    weights = road.workspace.stage("source", key=key, make=make, kind=TorchWeights, together=trained)
     return _rung(road, "source", weights=weights, source=None)
 
 
@@ -121,9 +122,10 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
         from edgeexport.compression.distill import distill
 
         road.progress("distil into the student" if step.student else "distil from the teacher", 0.0)
-        teacher = _built(road, step.teacher, seed=0) if step.teacher else load_rung(road, source)
+        teacher = _built(road, _teacher(step.teacher, recipe), seed=0) if step.teacher else load_rung(road, source)
         student = _built(road, step.student, seed=step.training.seed) if step.student else load_rung(road, last)
-        distill(student, teacher, data=_training_data(road), step=step, progress=road.detail)
+        state = road.workspace.unfinished("distill", key=key)
+        distill(student, teacher, data=_training_data(road), step=step, progress=road.detail, state=state)
         if step.student:
             spec = msgspec.structs.replace(step.student, inputs=step.student.inputs or recipe.model.inputs)
             return _kept(student, spec, folder=folder, maker="distill", parent=_parent(source))
@@ -137,8 +139,12 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
         **training_key(step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
-    weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights)
+    weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
     return _rung(road, "distilled", weights=weights, source=source)
+
+
+def _teacher(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
+    return msgspec.structs.replace(spec, inputs=spec.inputs or recipe.model.inputs)
 
 
 def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name: str) -> TorchRung:
@@ -151,7 +157,8 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
         plan = plan_pruning(module, example, step=step)
         module = apply_pruning(module, plan, example=example)
         if step.training.epochs > 0:
-            retrain(module, load_rung(road, source), data=_training_data(road), step=step, progress=road.detail)
+            state, data = road.workspace.unfinished("prune", key=key), _training_data(road)
+            retrain(module, load_rung(road, source), data=data, step=step, progress=road.detail, state=state)
         kept = _record(last)
         return _kept(module, kept.model, folder=folder, maker="prune", parent=_parent(last), plans=(*kept.plans, plan))
 
@@ -162,7 +169,7 @@ def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name
         **training_key(step.training, road.recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
-    weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights)
+    weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights, together=True)
     return _rung(road, name, weights=weights, source=source)
 
 
@@ -220,11 +227,11 @@ def _kept(
     return TorchWeights(spec, artifact, plans)
 
 
-def _fit(road: Road, module: nn.Module, *, settings: Training) -> None:
+def _fit(road: Road, module: nn.Module, *, settings: Training, state: Path) -> None:
     from edgeexport.training import resolve_loss, train
 
     loss = resolve_loss(settings.loss, road.recipe.folder)
-    train(module, _training_data(road), loss=loss, settings=settings, progress=road.detail)
+    train(module, _training_data(road), loss=loss, settings=settings, progress=road.detail, state=state)
 
 
 def _training_data(road: Road) -> TrainingData:

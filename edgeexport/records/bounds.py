@@ -34,6 +34,7 @@ NOT_NEGATIVE = Bound("a finite number of at least 0", lambda value: value >= 0)
 POSITIVE = Bound("a finite number above 0", lambda value: value > 0)
 ABOVE_ONE = Bound("a finite number above 1", lambda value: value > 1)
 SHARE = Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Bound("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 INNER_SHARE = Bound("a number above 0 and below 1", lambda value: 0 < value < 1)
 
 

@@ -19,6 +19,7 @@ from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record, from_table
 from edgeexport.records.bounds import (
     ABOVE_ONE,
+    BELOW_ONE,
     COUNT,
     INNER_SHARE,
     NOT_NEGATIVE,
@@ -174,10 +175,18 @@ class Limits(Record):
 
 
 class Training(Record):
-    """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once."""
+    """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once.
+
+    steps: optimizer steps, in place of both. optimizer: "sgd", "adamw", or "module:function" (groups, learning_rate).
+    clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
+    kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
+    20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
+    computes in it.
+    """
 
     epochs: float = 1.0
     budget_minutes: float | None = None
+    steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 0.05
     weight_decay: float = 5e-4
@@ -185,9 +194,18 @@ class Training(Record):
     loss: str = "cross_entropy"
     augment: str | None = None
     seed: int = 0
+    clip_norm: float | None = None
+    ema: float = 0.0
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    held_out: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT)
+        check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT, steps=COUNT)
+        check_bounds(self, "training", clip_norm=POSITIVE, ema=BELOW_ONE, patience=COUNT, held_out=INNER_SHARE)
+        if self.patience is not None and self.keep == "last":
+            raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
         check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
 
 
@@ -197,27 +215,46 @@ class Train(Record, tag_field="do", tag="train"):
     training: Training = Training()
 
 
+Method = Literal["logits", "dkd", "hint", "attention", "cosine", "mse"]
+
+
 class Distill(Record, tag_field="do", tag="distill"):
     """Train `student` (a ModelSpec; the present model when left out) on the outputs of `teacher` (default: the source).
 
-    The loss is `soft_share` x KL at `temperature` (Hinton 2015) + the rest on the labels.
+    The loss is `soft_share` x the method's + the rest on the labels, if there are any. method: "logits" is the KL at
+    `temperature` (Hinton 2015); "dkd" parts it into the target and the others, which count `beta` times (Zhao 2022);
+    "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
+    = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
+    The teacher may be an .onnx file.
     """
 
     student: ModelSpec | None = None
     teacher: ModelSpec | None = None
+    method: Method = "logits"
     temperature: float = 4.0
     soft_share: float = 0.9
+    beta: float = 8.0
+    feature_weight: float = 1.0
+    layers: dict[str, str] = {}
     training: Training = Training()
 
     def __post_init__(self) -> None:
-        check_bounds(self, "distill", temperature=POSITIVE, soft_share=SHARE)
+        check_bounds(self, "distill", temperature=POSITIVE, soft_share=SHARE, beta=NOT_NEGATIVE)
+        check_bounds(self, "distill", feature_weight=NOT_NEGATIVE)
+        if self.layers and self.method not in {"hint", "attention"}:
+            raise RecipeError(f"`distill.layers` are not used by the method {self.method!r}")
+        if self.teacher and (self.teacher.factory is None) == (self.teacher.onnx is None):
+            raise RecipeError("`distill.teacher` needs exactly one of `factory` and `onnx`")
+        if self.student and self.student.onnx:
+            raise RecipeError("`distill.student` is an .onnx file: only a teacher may be one")
 
 
 class Prune(Record, tag_field="do", tag="prune"):
     """Remove channels until the multiply-accumulates fall to 1/`macs`, in `rounds` rounds, retraining after each.
 
     criterion: how a channel's importance is read off the weights. round_to: widths stay multiples of this.
-    locked: names of layers that keep all their channels. distil: retrain against the source's outputs.
+    locked: names of layers that keep all their channels. distil: retrain against the source's outputs, by a method
+    of `distill` if it is named.
     """
 
     macs: float = 2.0
@@ -225,7 +262,7 @@ class Prune(Record, tag_field="do", tag="prune"):
     criterion: Literal["l1", "l2", "bn_scale", "random"] = "l2"
     round_to: int = 16
     locked: tuple[str, ...] = ()
-    distil: bool = True
+    distil: bool | Method = True
     training: Training = Training()
 
     def __post_init__(self) -> None:

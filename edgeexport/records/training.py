@@ -11,6 +11,9 @@ class TrainingRecord(Record):
     steps: optimizer steps, the figure a replay uses. epochs: steps x batch / samples. from_budget: `steps` came from
     timing `budget_minutes` once. learning_rate: the peak. final_loss: mean over the last tenth of the steps.
     threads: torch's thread count; weights repeat bit for bit on the same machine, versions and threads.
+    precision: of forward and backward, as it was chosen. processes: how many shared each batch (`torchrun`).
+    held_out: samples that were not trained on; best_step: whose weights were kept, with best_loss on those samples.
+    stopped_at: the step after which `patience` ended the training; None where it took all its steps.
     """
 
     steps: int
@@ -23,3 +26,9 @@ class TrainingRecord(Record):
     threads: int
     seed: int
     from_budget: bool = False
+    precision: str = "float32"
+    processes: int = 1
+    held_out: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    stopped_at: int | None = None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from edgeexport.training.augment import Augment, crop_flip, resolve_augment
-from edgeexport.training.losses import Loss, first_output, forward, resolve_loss
+from edgeexport.training.distillation import distillation_loss, soft_loss
+from edgeexport.training.losses import CLASS_LOSSES, Loss, first_output, forward, resolve_loss
+from edgeexport.training.optimizers import one_cycle
 from edgeexport.training.samples import Batch, TrainingData
-from edgeexport.training.trainer import count_steps, one_cycle, train
+from edgeexport.training.trainer import count_steps, train
 
 __all__ = [
+    "CLASS_LOSSES",
     "Augment",
     "Batch",
     "Loss",
     "TrainingData",
     "count_steps",
     "crop_flip",
+    "distillation_loss",
     "first_output",
     "forward",
     "one_cycle",
     "resolve_augment",
     "resolve_loss",
+    "soft_loss",
     "train",
 ]

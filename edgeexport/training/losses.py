@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# Losses on class logits, which a softmax turns into probabilities.
+CLASS_LOSSES = ("cross_entropy", "smooth_cross_entropy")
+SMOOTHING = 0.1
+
 Loss: TypeAlias = "Callable[[Any, Batch], torch.Tensor]"
 
 
 def resolve_loss(name: str, folder: str = ".") -> Loss:
-    """Return the loss called `name`: "cross_entropy", "mse", "bce" (on logits), or "module:function" in `folder`."""
+    """Return the loss called `name`, or "module:function" in `folder`.
+
+    "cross_entropy", "smooth_cross_entropy" (0.1 of label smoothing), "mse", "bce" (on logits).
+    """
     if name in LOSSES:
         return LOSSES[name]
     if ":" not in name:
@@ -165,6 +172,14 @@ def _cross_entropy(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(values, labels.reshape(len(values), *values.shape[2:]).long())
 
 
+def _smooth_cross_entropy(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy with a tenth of the target spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    from torch.nn import functional
+
+    targets = labels if labels.is_floating_point() else labels.reshape(len(values), *values.shape[2:]).long()
+    return functional.cross_entropy(values, targets, label_smoothing=SMOOTHING)
+
+
 def _mse(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     from torch.nn import functional
 
@@ -180,5 +195,6 @@ def _bce(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 LOSSES: dict[str, Loss] = {
     "cross_entropy": LabelLoss("cross_entropy", _cross_entropy, _check_classes),
     "mse": LabelLoss("mse", _mse, _check_targets("mse")),
+    "smooth_cross_entropy": LabelLoss("smooth_cross_entropy", _smooth_cross_entropy, _check_classes),
     "bce": LabelLoss("bce", _bce, _check_probabilities),
 }

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgeexport.compression.distill import distill, distillation_loss, soft_loss
-from edgeexport.records.recipe import Distill, Training
-from edgeexport.training import Batch, TrainingData, resolve_loss
+from edgeexport.compression.distill import distill
+from edgeexport.errors import RecipeError, UnsupportedOperator
+from edgeexport.records.recipe import Distill, ModelSpec, Training
+from edgeexport.training import Batch, TrainingData, distillation_loss, first_output, resolve_loss, soft_loss
 
 TRAINING = Training(epochs=20, batch_size=64, learning_rate=0.05)
 
@@ -93,3 +94,87 @@ def test_the_teacher_sees_the_augmented_batch():
     distill(classifier(1), Teacher(), data=data, step=Distill(training=Training(batch_size=64)))
     assert seen
     assert max(seen) == 0.0
+
+
+LEARNING = Training(epochs=12, batch_size=64, learning_rate=0.02)
+
+
+def pictured(width, depth=1):
+    torch.manual_seed(width)
+    layers = [nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    for _ in range(depth):
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+    layers += [nn.MaxPool2d(2), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+def small_pictures():
+    return TrainingData(np.random.default_rng(0).standard_normal((128, 1, 8, 8)).astype(np.float32))
+
+
+@pytest.mark.parametrize("method", ["logits", "dkd", "hint", "attention", "mse"])
+def test_every_method_brings_the_student_nearer_to_its_teacher(method):
+    teacher, student = pictured(16, depth=2), pictured(4)
+    inputs = torch.from_numpy(small_pictures().arrays[0])
+
+    def distance():
+        with torch.no_grad():
+            return float(soft_loss(student.eval()(inputs), teacher.eval()(inputs), temperature=1.0))
+
+    before = distance()
+    distill(student, teacher, data=small_pictures(), step=Distill(method=method, training=LEARNING))
+    assert distance() < before / 2
+
+
+def test_a_method_on_features_leaves_neither_hooks_nor_layers_behind():
+    teacher, student = pictured(16), pictured(4)
+    names = list(student.state_dict())
+    distill(student, teacher, data=small_pictures(), step=Distill(method="hint", training=Training(steps=2)))
+    assert list(student.state_dict()) == names
+    assert not any(layer._forward_hooks for network in (student, teacher) for layer in network.modules())
+
+
+def exported(folder, module):
+    from edgeexport import export
+
+    path = folder / "teacher.onnx"
+    export(module, {"image": (1, 1, 8, 8)}, out=path)
+    return path
+
+
+@pytest.mark.parametrize("lifted", [True, False])
+def test_an_onnx_file_teaches_as_its_network_does(lifted, tmp_path, monkeypatch):
+    from edgeexport.compression import onnx_teacher
+
+    teacher = pictured(8).eval()
+    path = exported(tmp_path, teacher)
+    if not lifted:
+
+        def refuse(model):
+            raise UnsupportedOperator("none of them")
+
+        monkeypatch.setattr(onnx_teacher.graph, "lift", refuse)
+    module = onnx_teacher.onnx_teacher(path, {})
+    inputs = torch.from_numpy(small_pictures().arrays[0])
+    with torch.no_grad():
+        torch.testing.assert_close(first_output(module(inputs)), teacher(inputs), rtol=1e-4, atol=1e-4)
+    step = Distill(training=Training(batch_size=64))
+    one, other = pictured(4), pictured(4)
+    by_file = distill(one, module, data=small_pictures(), step=step)
+    by_module = distill(other, teacher, data=small_pictures(), step=step)
+    assert by_file.final_loss == pytest.approx(by_module.final_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"layers": {"layer1": "layer1"}}, "not used by the method 'logits'"),
+        ({"student": ModelSpec(onnx="small.onnx")}, "only a teacher"),
+        ({"teacher": ModelSpec(inputs={"x": (1, 2)})}, "exactly one of"),
+        ({"beta": -1.0}, "beta"),
+        ({"feature_weight": -1.0}, "feature_weight"),
+    ],
+)
+def test_a_step_that_contradicts_itself_is_refused(wrong, what):
+    with pytest.raises(RecipeError, match=what):
+        Distill(**wrong)

@@ -122,8 +122,8 @@ def test_a_live_network_is_known_by_what_its_checkpoint_leaves_out_too(kind):
 LOSS = "def loss(outputs, batch):\n    return {}\n\ndef flip(batch, generator):\n    return batch\n"
 
 
-@pytest.mark.parametrize("part", ["loss", "augment"])
-def test_a_changed_loss_or_augmentation_of_the_user_trains_again(desk, tmp_path, part):
+@pytest.mark.parametrize("part", ["loss", "augment", "optimizer"])
+def test_a_changed_loss_augmentation_or_optimizer_of_the_user_trains_again(desk, tmp_path, part):
     recipe = load_recipe(desk.folder / "recipe.toml")
     desk.write("learn.py", LOSS.format("outputs.mean()"))
     settings = road.Training(**{part: "learn:loss"})
@@ -133,7 +133,7 @@ def test_a_changed_loss_or_augmentation_of_the_user_trains_again(desk, tmp_path,
         desk.write("learn.py", LOSS.format("outputs.sum() * 2"))
         assert road.training_key(settings, recipe, workspace=work) != before
         plain = road.training_key(road.Training(), recipe, workspace=work)
-    assert plain["code"] == {"loss": "cross_entropy", "augment": None}
+    assert plain["code"] == {"loss": "cross_entropy", "augment": None, "optimizer": "sgd"}
     assert msgspec.to_builtins(plain) == plain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -144,3 +145,37 @@ def test_a_run_killed_at_a_rename_goes_on_to_the_same_bytes(desk, undisturbed, p
     assert not list((desk.folder / "work" / "tmp").iterdir())
     assert not list((desk.folder / "out").glob("*.tmp"))
     assert file_digest(desk.bundle()) == undisturbed
+
+
+KILLING = """
+import os
+import signal
+from pathlib import Path
+
+from edgeexport.training import unfinished
+
+HERE = Path(__file__).parent
+unfinished.SAVE_SECONDS = unfinished.SAVE_RATIO = 0.0
+
+
+def seen(batch, generator):
+    with (HERE / "steps.txt").open("a") as stream:
+        stream.write("step\\n")
+    if (HERE / "armed").exists() and len((HERE / "steps.txt").read_text().split()) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch
+"""
+
+
+@pytest.mark.faults
+def test_a_run_killed_while_it_trains_goes_on_at_the_step_it_was_in(desk):
+    desk.write("learning.py", KILLING)
+    train = '[[step]]\ndo = "train"\ntraining = { steps = 10, learning_rate = 0.02, augment = "learning:seen" }\n'
+    desk.edit("recipe.toml", "[[step]]", train + "\n[[step]]")
+    desk.write("armed", "")
+    assert desk.start("--device", "none").returncode == -signal.SIGKILL
+    (desk.folder / "armed").unlink()
+    done = desk.start("--device", "none")
+    assert done.returncode == 0, done.stderr
+    assert len((desk.folder / "steps.txt").read_text().split()) == 6 + 5  # the step that was cut is taken again
+    assert not list((desk.folder / "work" / "unfinished").glob("source-*"))

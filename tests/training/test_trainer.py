@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,45 +14,15 @@ from edgeexport.errors import DataError, ModelError, RecipeError
 from edgeexport.records.base import to_json
 from edgeexport.records.recipe import Training
 from edgeexport.training import TrainingData, count_steps, crop_flip, one_cycle, resolve_augment, resolve_loss, train
+from tests.training.nets import network, pictures, same
 
 CROSS_ENTROPY = resolve_loss("cross_entropy")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These networks are so small that waiting for a second thread is all it would do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
-    )  # fmt: skip
-
-
-def pictures(count=100):
-    """Two classes that differ in the mean of a colour."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 2, count)
-    inputs = generator.standard_normal((count, 3, 16, 16)).astype(np.float32)
-    inputs[:, 0] += labels[:, None, None]
-    return TrainingData(inputs, labels.astype(np.int64))
 
 
 def trained(settings, **changes):
     module = network()
     record = train(module, pictures(), loss=CROSS_ENTROPY, settings=settings, **changes)
     return module, record
-
-
-def same(one, other):
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(("optimizer", "threads"), [("sgd", 1), ("sgd", 2), ("adamw", 2)])
@@ -98,7 +69,7 @@ def test_fractional_epochs_become_an_exact_number_of_steps(epochs, steps):
 def test_a_budget_becomes_steps_once_and_the_record_replays_it():
     settings = Training(budget_minutes=0.003, batch_size=16)
     first, record = trained(settings)
-    again, replayed = trained(settings, steps=record.steps)
+    again, replayed = trained(msgspec.structs.replace(settings, steps=record.steps))
     assert record.from_budget
     assert not replayed.from_budget
     assert record.steps == replayed.steps >= 1
@@ -146,8 +117,8 @@ def test_weights_decay_and_biases_and_norms_do_not():
     def nothing(outputs, batch):
         return outputs.sum() * 0
 
-    settings = Training(batch_size=100, weight_decay=0.5, learning_rate=0.1)
-    train(module, pictures(), loss=nothing, settings=settings, steps=3)
+    settings = Training(batch_size=100, weight_decay=0.5, learning_rate=0.1, steps=3)
+    train(module, pictures(), loss=nothing, settings=settings)
     after = module.state_dict()
     assert after["0.weight"].norm() < before["0.weight"].norm()
     assert all(torch.equal(after[name], before[name]) for name in ("0.bias", "1.weight", "1.bias", "6.bias"))

@@ -255,7 +255,7 @@ class Overwriting(Fixed):
 @pytest.mark.parametrize(
     ("factory", "said"),
     [
-        (Fixed, r"the network cannot take a training batch of \[8, 4\]: .*test_training_refusals.py:\d+: RuntimeError"),
+        (Fixed, r"the network cannot take a training batch of \[8, 4\]: .*test_refusals.py:\d+: RuntimeError"),
         (Twice, r"the network cannot take a training batch of \[8, 4\]: .*TypeError"),
         (Overwriting, "the way back from the loss"),
     ],

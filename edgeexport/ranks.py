@@ -1,0 +1,115 @@
+"""Ranks: the processes of one `torchrun`, which train together and agree on everything else.
+
+The rule: process 0 decides and writes, the others follow it. Without `torchrun` there is one process, and torch is not
+loaded here. What process 0 does alone (`alone`, or after `part`) is told apart from what all do together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# A process waits for as long as another one measures or exports: hours, not the half hour of torch's default.
+PATIENCE_HOURS = 48
+
+
+class _State:
+    """Whether this process works alone for now, and whether it has left the others for good."""
+
+    alone = 0
+    parted = False
+
+
+def count() -> int:
+    """Return how many processes work together at this moment; 1 without `torchrun`."""
+    return 1 if _State.alone or _State.parted else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def index() -> int:
+    """Return which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks; it stays so after `part`."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For the time of this context, the process counts as the only one."""
+    _State.alone += 1
+    try:
+        yield
+    finally:
+        _State.alone -= 1
+
+
+def part() -> None:
+    """Leave the others for good: what follows is done by process 0 alone."""
+    if count() > 1:
+        _group().barrier()
+        _group().destroy_process_group()
+    _State.parted = True
+
+
+def agreed(value: T) -> T:
+    """Return what process 0 holds as `value`, in all of them. It must be plain data."""
+    if count() == 1:
+        return value
+    box: list[Any] = [value]
+    _group().broadcast_object_list(box, src=0)
+    told: T = box[0]
+    return told
+
+
+def average(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one message."""
+    import torch
+
+    if count() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    _group().all_reduce(flat)
+    flat /= count()
+    place = 0
+    for tensor in tensors:
+        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+        place += tensor.numel()
+
+
+def follow(tensors: Sequence[torch.Tensor]) -> None:
+    """Overwrite each tensor with what process 0 holds."""
+    if count() == 1:
+        return
+    for tensor in tensors:
+        whole = tensor.detach().contiguous()
+        _group().broadcast(whole, src=0)
+        tensor.detach().copy_(whole)
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum over all processes, through which gradients flow back to all of them."""
+    import torch.distributed.nn.functional
+
+    _group()
+    total: torch.Tensor = torch.distributed.nn.functional.all_reduce(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _group() -> Any:
+    """Return torch.distributed, joined to the others over gloo."""
+    import datetime as dt
+
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=dt.timedelta(hours=PATIENCE_HOURS))
+    return torch.distributed

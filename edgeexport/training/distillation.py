@@ -1,0 +1,152 @@
+"""Distillation losses: what a student is charged for not answering as its teacher does.
+
+The rule: to the trainer it is just another loss. The teacher is never changed and sees the very batch, augmented, that
+the student sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeexport.errors import ModelError
+from edgeexport.training.losses import Loss, first_output, forward
+from edgeexport.training.samples import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Soft(Protocol):
+    """A loss between what a student and its teacher say to a batch."""
+
+    def __call__(self, given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
+        """Return a scalar, the mean over the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A loss of a student under a teacher. soft: (student's output, teacher's, batch) -> scalar; hard: on labels.
+
+    learned: what is trained beside the student, such as the projections of `feature_matcher`.
+    """
+
+    teacher: torch.nn.Module
+    soft: Soft
+    soft_share: float
+    hard: Loss | None
+    learned: torch.nn.Module | None = None
+
+    def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Return soft_share x soft + (1 - soft_share) x hard. Raises ModelError for outputs of two shapes."""
+        import torch
+
+        with torch.no_grad():
+            wanted = first_output(forward(self.teacher, batch.inputs, what="the teacher"))
+        given = first_output(outputs)
+        if given.shape != wanted.shape:
+            raise ModelError(
+                f"the student's first output has the shape {list(given.shape)}, the teacher's {list(wanted.shape)}",
+                next_step="give a student and a teacher of the same task",
+            )
+        soft = self.soft(given, wanted, batch=batch)
+        if self.hard is None:
+            return soft
+        return self.soft_share * soft + (1 - self.soft_share) * self.hard(outputs, batch)
+
+
+def distillation_loss(
+    teacher: torch.nn.Module, *, temperature: float, soft_share: float, hard: Loss | None, classes: bool = True
+) -> Loss:
+    """Return `soft_share` x soft + (1 - soft_share) x hard, as a loss for the trainer.
+
+    soft: see `logits`. Without `hard` (no labels) the soft part is all there is.
+    """
+    return Taught(teacher.eval(), logits(temperature, classes=classes), soft_share, hard)
+
+
+def logits(temperature: float, *, classes: bool = True) -> Soft:
+    """Return the loss between class logits (n, classes, ...): temperature^2 x KL(teacher || student).
+
+    Both are softened by `temperature` (Hinton et al. 2015, arXiv:1503.02531). With `classes` off, or a single output,
+    there is no softmax to soften, and it is the squared difference of the outputs (Ba and Caruana 2014,
+    arXiv:1312.6184).
+    """
+
+    def soft(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
+        if classes and given.ndim > 1 and given.shape[1] > 1:
+            return soft_loss(given, wanted, temperature=temperature)
+        return squared(given, wanted, batch=batch)
+
+    return soft
+
+
+def decoupled(temperature: float, *, beta: float) -> Soft:
+    """Return decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679) of logits (n, classes, ...).
+
+    temperature^2 x (KL of target against all others + `beta` x KL among the others). The target is the label; without
+    class labels, the teacher's first choice. Raises ModelError for outputs that are no logits of at least two classes.
+    """
+
+    def soft(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
+        if given.ndim < 2 or given.shape[1] < 2:
+            raise ModelError(
+                f"the method 'dkd' needs outputs (samples, classes), found shape {list(given.shape)}",
+                next_step='choose the method "mse" or "cosine"',
+            )
+        target = wanted.argmax(1)
+        labels = batch.labels
+        if labels is not None and not labels.is_floating_point() and labels.numel() == target.numel():
+            target = labels.reshape(target.shape).long()
+        return _decoupled(given, wanted, target=target, temperature=temperature, beta=beta)
+
+    return soft
+
+
+def _decoupled(
+    given: torch.Tensor, wanted: torch.Tensor, *, target: torch.Tensor, temperature: float, beta: float
+) -> torch.Tensor:
+    import torch
+    from torch.nn import functional
+
+    chosen = functional.one_hot(target, given.shape[1]).movedim(-1, 1).bool()
+
+    def parts(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of (target, all others), and of the others among themselves: 0 where the target is."""
+        shares = functional.log_softmax(values / temperature, dim=1)
+        others = shares.masked_fill(chosen, -torch.inf)
+        rest = others.logsumexp(1, keepdim=True)
+        hit = shares.masked_fill(~chosen, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([hit, rest], 1), (shares - rest).masked_fill(chosen, 0.0)
+
+    (hit_given, among_given), (hit_wanted, among_wanted) = parts(given), parts(wanted)
+    on_target = (hit_wanted.exp() * (hit_wanted - hit_given)).sum(1)
+    weights = among_wanted.exp().masked_fill(chosen, 0.0)
+    among = (weights * (among_wanted - among_given)).sum(1)
+    return torch.mean(on_target + beta * among) * temperature**2
+
+
+def cosine(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:  # noqa: ARG001 # a Soft
+    """Return 1 - cosine of embeddings (n, d) or (n, seq, d), averaged (Sanh et al. 2019, arXiv:1910.01108)."""
+    from torch.nn import functional
+
+    return 1 - functional.cosine_similarity(given, wanted, dim=-1).mean()
+
+
+def squared(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:  # noqa: ARG001 # a Soft
+    """Return the mean squared difference, for outputs of any shape."""
+    from torch.nn import functional
+
+    return functional.mse_loss(given, wanted)
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """Return temperature^2 x KL(teacher || student) of logits (n, classes, ...), averaged over the rest."""
+    import torch
+    from torch.nn import functional
+
+    wanted = functional.log_softmax(teacher / temperature, dim=1)
+    given = functional.log_softmax(student / temperature, dim=1)
+    each = functional.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=1)
+    return torch.mean(each) * temperature**2

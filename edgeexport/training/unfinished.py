@@ -1,0 +1,122 @@
+"""Unfinished: a training's state between two steps, kept in a folder so that a killed one goes on where it was.
+
+The rule: a file is either whole or absent, holds tensors and plain numbers only, and belongs to one module, set of
+samples and settings; any other is ignored. A resumed training ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport import ranks
+from edgeexport.records.base import digest
+from edgeexport.records.recipe import Training
+from edgeexport.training.keeping import tensors_of
+from edgeexport.training.samples import TrainingData
+from edgeexport.workspace import publish
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "training.safetensors"
+# Seconds between two savings, and how many times the last one's own time must have passed.
+SAVE_SECONDS = 20.0
+SAVE_RATIO = 30.0
+TENSOR = "tensor"
+
+
+@dataclass
+class Unfinished:
+    """The file in `folder` (none: nothing is kept) that holds a training of `key`."""
+
+    folder: Path | None
+    key: str
+    _due: float = field(default_factory=lambda: time.monotonic() + SAVE_SECONDS)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Return the state that was saved under this key; None where there is none."""
+        import safetensors
+
+        if self.folder is None or not (self.folder / NAME).is_file():
+            return None
+        try:
+            with safetensors.safe_open(self.folder / NAME, "pt") as stored:
+                said = stored.metadata() or {}
+                tensors = [stored.get_tensor(str(index)) for index in range(len(stored.keys()))]
+            state = _filled(json.loads(said["state"]), tensors)
+        except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
+            return None
+        return state if isinstance(state, dict) and said.get("key") == self.key else None
+
+    def due(self) -> bool:
+        """Whether it is time to save; the time between is long beside the time that saving takes."""
+        return self.folder is not None and time.monotonic() >= self._due
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Publish a state. Process 0 writes. Raises NoSpace or MachineError."""
+        import safetensors.torch
+
+        if self.folder is None or not ranks.first():
+            return
+        began = time.monotonic()
+        tensors: list[torch.Tensor] = []
+        said = {"key": self.key, "state": json.dumps(_emptied(state, tensors))}
+        named = {str(index): tensor.clone().contiguous() for index, tensor in enumerate(tensors)}
+        publish(self.folder / NAME, safetensors.torch.save(named, metadata=said))
+        took = time.monotonic() - began
+        self._due = time.monotonic() + max(SAVE_SECONDS, SAVE_RATIO * took)
+
+    def forget(self) -> None:
+        """Remove the file."""
+        if self.folder is not None and ranks.first():
+            (self.folder / NAME).unlink(missing_ok=True)
+
+
+def training_key(module: torch.nn.Module, data: TrainingData, *, settings: Training, precision: str) -> str:
+    """Return what a saved state must have been made from: starting weights, samples, settings, threads, processes.
+
+    What the loss is made of is not in it: the folder must belong to one.
+    """
+    import torch
+
+    taken = hashlib.sha256()
+    for name, tensor in tensors_of(module).items():
+        taken.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        taken.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for array in (*data.arrays, *(() if data.labels is None else (data.labels,))):
+        taken.update(f"{array.dtype} {array.shape}".encode())
+        for start in range(0, len(array), 1024):
+            taken.update(array[start : start + 1024].tobytes())
+    said = [msgspec.to_builtins(settings), precision, torch.get_num_threads(), ranks.count(), str(torch.__version__)]
+    return digest([taken.hexdigest(), said])
+
+
+def _emptied(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return `value` as JSON, its tensors moved to `tensors`. Keys may be numbers, as in torch's optimizer states."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors.append(value.detach())
+        return {TENSOR: len(tensors) - 1}
+    if isinstance(value, dict):
+        return {"pairs": [[key, _emptied(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_emptied(item, tensors) for item in value]
+    return value
+
+
+def _filled(value: Any, tensors: list[torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_filled(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if TENSOR in value:
+        return tensors[value[TENSOR]]
+    return {key: _filled(item, tensors) for key, item in value["pairs"]}
