@@ -38,7 +38,7 @@ GIVEN, RANDOM = "ranges from the given samples", "trial: ranges from random inpu
 TRIAL_SAMPLES = 4
 # Model files that are no ONNX graphs.
 OTHERS, ONNX_ONLY = (".ort", ".tflite", ".pte"), "what `inspect` reads are .onnx files"
-_DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"})
+_DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"})
 
 
 def inspect(

@@ -77,7 +77,7 @@ def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
         if fault == "accuracy" and step.improve != "never":
             fault = yield from _tried(lane, rung, attempts=_better(step, found), found=found)
     if fault == "accuracy" and found:
-        fault = yield from _tried(lane, rung, attempts=_mixed(lane, found), found=found)
+        fault = yield from _mixed(lane, rung, found=found)
     too_slow = [tried for tried in found if _fault(lane, tried[1]) == "speed"]
     if too_slow:
         attempt, slow = min(too_slow, key=_merit)
@@ -151,18 +151,56 @@ def _better(step: Quantize, found: Found) -> Iterator[_Attempt]:
         yield _Attempt(way, choice)
 
 
-def _mixed(lane: Lane, found: Found) -> Iterator[_Attempt]:
-    """The best form so far with ever more layers in float, those first that lose most for what int8 wins there.
+def _mixed(lane: Lane, rung: TorchRung, *, found: Found) -> Climb:
+    """Yield the best form so far with ever more layers in float, those first that lose most for what int8 wins there.
 
-    What a layer loses is looked up with the rung's own weights: changed ones make sense in integers only.
+    The number doubles until the gates hold, and then goes back to the least with which they do: layers in float take
+    time. What a layer loses is looked up with the rung's own weights: changed ones make sense in integers only.
     """
     best, _ = min(found, key=_merit)
     plain = min((pair for pair in found if not pair[0].way), key=_merit, default=None)
     layers = float_layers(lane, plain[1]) if plain is not None else []
     doubling = {1 << step for step in range(len(layers).bit_length())}
+    fault: Fault = "accuracy"
+    fewer = 0
     for count in sorted({*doubling, len(layers)} if layers else ()):
-        left = {name: reason for layer in layers[:count] for name, reason in layer.items()}
-        yield replace(best, choice=Static(best.choice.method, {**best.choice.keep_float, **left}), floats=count)
+        tries = [_left(best, layers[:number]) for number in range(fewer + 1, count + 1)]
+        attempt, made = yield from _fewest(lane, rung, tries=tries)
+        yield made
+        if isinstance(made, Candidate):
+            found.append((attempt, made))
+            fault = _fault(lane, made)
+        if fault != "accuracy":
+            break
+        fewer = count
+    return fault
+
+
+def _left(best: _Attempt, layers: list[dict[str, str]]) -> _Attempt:
+    """The form with these layers in float."""
+    left = {name: reason for layer in layers for name, reason in layer.items()}
+    choice = Static(best.choice.method, {**best.choice.keep_float, **left})
+    return replace(best, choice=choice, floats=len(layers))
+
+
+def _fewest(
+    lane: Lane, rung: TorchRung, *, tries: list[_Attempt]
+) -> Generator[Candidate | Rung, None, tuple[_Attempt, Candidate | Rung]]:
+    """Build the last attempt; where its gates hold, return the first with which they do, by bisection.
+
+    What fails on the way is yielded: it is a row of the ladder.
+    """
+    low, high = -1, len(tries) - 1
+    best = candidate(lane, tries[high].form(lane, rung))
+    while isinstance(best, Candidate) and best.stands and high - low > 1:
+        middle = (low + high) // 2
+        made = candidate(lane, tries[middle].form(lane, rung))
+        if isinstance(made, Candidate) and made.stands:
+            best, high = made, middle
+        else:
+            yield made
+            low = middle
+    return tries[high], best
 
 
 def _merit(tried: tuple[_Attempt, Candidate]) -> tuple[bool, float, float]:

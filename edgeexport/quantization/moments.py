@@ -29,16 +29,23 @@ _QUIET = {"config_entries": {"session.intra_op.allow_spinning": "0"}}
 
 @dataclass
 class Moments:
-    """Per group, of rows x (float model) and q (quantized model): means, E[q qᵀ] and E[x qᵀ], all float64."""
+    """Per group, of rows x (float model) and q (quantized model): means, E[q qᵀ] and E[x qᵀ], all float64.
+
+    independent: as how many independent rows those seen count.
+    """
 
     mean: NDArray[Any]
     quantized_mean: NDArray[Any]
     second: NDArray[Any]
     cross: NDArray[Any]
     count: int = 0
+    independent: float = 0.0
 
-    def add(self, rows: NDArray[Any], quantized: NDArray[Any]) -> None:
-        """Take in rows of shape (groups, places, width)."""
+    def add(self, rows: NDArray[Any], quantized: NDArray[Any], *, samples: int | None = None) -> None:
+        """Take in rows of shape (groups, places, width), from so many samples; unsaid, each row is one.
+
+        Places of one sample being alike, they count as the square root of their number.
+        """
         import numpy as np
 
         transposed = quantized.transpose(0, 2, 1)
@@ -47,17 +54,29 @@ class Moments:
         self.second += transposed @ quantized
         self.cross += rows.transpose(0, 2, 1) @ quantized
         self.count += rows.shape[1]
+        self.independent += (rows.shape[1] * (samples or rows.shape[1])) ** 0.5
 
     def covariances(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return Cov(q, q) and Cov(x, q) per group, of averages."""
+        """Return Cov(q, q) and Cov(x, q) per group, of averages.
+
+        Both are drawn towards variances alone, the more the fewer rows there are for the width (a linear shrinkage, as
+        Ledoit and Wolf 2004): what few samples seem to have in common, others do not share.
+        """
+        import numpy as np
+
         behind = self.quantized_mean[:, None, :]
         second = self.second - self.quantized_mean[:, :, None] * behind
-        return second, self.cross - self.mean[:, :, None] * behind
+        cross = self.cross - self.mean[:, :, None] * behind
+        width = second.shape[-1]
+        share = width / (width + self.independent)
+        alone = second * np.eye(width)
+        return second + share * (alone - second), cross + share * (alone - cross)
 
     def averages(self) -> Moments:
         """Return the sums divided by the count."""
         means = (self.mean / self.count, self.quantized_mean / self.count)
-        return Moments(*means, second=self.second / self.count, cross=self.cross / self.count, count=self.count)
+        products = {"second": self.second / self.count, "cross": self.cross / self.count}
+        return Moments(*means, **products, count=self.count, independent=self.independent)
 
 
 @dataclass
@@ -102,7 +121,7 @@ def observe(layer: Layer, walks: tuple[Walk, Walk], *, source: str, width: int) 
         limit = PLACES * (sizes[0] if sizes else 1)
         flat = np.sort(random.choice(total, limit, replace=False)) if total > limit else np.arange(total)
         places = np.unravel_index(flat, sizes)
-        found.add(layer.rows(value, places), layer.rows(other, places))
+        found.add(layer.rows(value, places), layer.rows(other, places), samples=sizes[0] if sizes else 1)
     return found.averages()
 
 

@@ -17,6 +17,8 @@ from edgeexport.errors import MissingExtra
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
+    from edgeexport.records.target import NumberFormat
+
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 # Integer kernels, or moves that keep a scale: worth it only between two weighted nodes.
 BETWEEN = frozenset({
@@ -162,6 +164,16 @@ def weight_axis(model: ModelProto, weight: str) -> int | None:
     rank = next(len(tensor.dims) for tensor in model.graph.initializer if tensor.name == weight)
     axes = {_axis(node, weight, rank=rank) for node in model.graph.node if weight in node.input}
     return axes.pop() if len(axes) == 1 else None
+
+
+def writes_floats(model: ModelProto, node: NodeProto, *, numbers: NumberFormat) -> bool:
+    """Whether the node's integer kernel can write floats: Gemm, MatMul, and a pointwise Conv if the format says so."""
+    if node.op_type != "Conv" or not numbers.float_sums:
+        return node.op_type in {"Gemm", "MatMul"}
+    weight = next((tensor for tensor in model.graph.initializer if tensor.name == node.input[1]), None)
+    steps = [*attribute(node, "strides", default=[]), attribute(node, "group", default=1)]
+    alone = set(steps) == {1} and not any(attribute(node, "pads", default=[]))
+    return weight is not None and set(weight.dims[2:]) == {1} and alone
 
 
 def attribute(node: NodeProto, name: str, *, default: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError, RequestError
 from edgeexport.quantization.pairs import pair_scales
-from edgeexport.quantization.placement import Placement, choose, place, prepared, weight_axis
+from edgeexport.quantization.placement import Placement, choose, place, prepared, weight_axis, writes_floats
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 from edgeexport.records.ranges import Ranges
@@ -39,7 +39,8 @@ def plan_quantization(
     """Decide which nodes run in integers and with which numbers.
 
     keep_float: nodes to leave in float, name → reason; the plan's own `keep_float` adds those for which integers do
-    not exist or do not pay. Logits (a Gemm or MatMul that nothing quantized reads) are not rounded to 8 bits.
+    not exist or do not pay. What only floats read of a layer that can write floats (`writes_floats`) is not rounded to
+    8 bits: logits, say, or the input of an Add left in float.
     Raises DataError for ranges of another model, RequestError for unknown nodes, ModelError when nothing can be
     quantized.
     """
@@ -53,7 +54,7 @@ def plan_quantization(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
         raise ModelError(f"{model_path}: no node can be quantized ({reasons or 'no Conv, Gemm or MatMul'})")
     placement = place(model, nodes, symmetric=numbers.symmetric_activations)
-    floats = float_results(model, nodes)
+    floats = float_results(model, nodes, numbers=numbers)
     activations = {
         name: _activation(ranges, owner, numbers=numbers)
         for name, owner in placement.activations.items()
@@ -163,12 +164,12 @@ def _activation(ranges: Ranges, tensor: str, *, numbers: NumberFormat) -> Point:
     return activation_point(found.low, found.high, numbers=numbers)
 
 
-def float_results(model: ModelProto, nodes: tuple[str, ...]) -> set[str]:
-    """Return the results of Gemm and MatMul that only floats read: their integer kernels write floats, no point."""
+def float_results(model: ModelProto, nodes: tuple[str, ...], *, numbers: NumberFormat) -> set[str]:
+    """Return the results that only floats read, of layers whose integer kernels write floats: they get no point."""
     chosen = set(nodes)
     read = {name for node in model.graph.node if node.name in chosen for name in node.input}
-    made = [node.output[0] for node in model.graph.node if node.op_type in {"Gemm", "MatMul"} and node.name in chosen]
-    return {name for name in made if name not in read}
+    made = [node for node in model.graph.node if node.name in chosen and writes_floats(model, node, numbers=numbers)]
+    return {node.output[0] for node in made} - read
 
 
 def _check_digest(model_path: Path, ranges: Ranges) -> None:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError
 from edgeexport.quantization.compact import compact
-from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, choose, place, prepared, write_draft
+from edgeexport.quantization.placement import (
+    INPUT_SUFFIX,
+    WEIGHT_SUFFIX,
+    choose,
+    place,
+    prepared,
+    write_draft,
+    writes_floats,
+)
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 from edgeexport.runtimes.ort_saturation import predict_saturation
@@ -42,7 +50,8 @@ def quantize(model_path: Path, plan: QuantizationPlan, *, out: Path) -> None:
     overrides = _overrides(plan, owners)
     draft = write_draft(model, nodes, symmetric=symmetric, overrides=overrides, activations=plan.numbers.activations)
     drop_points(draft, keep=frozenset(plan.activations))
-    bypass_points(draft, floats={node.name for node in model.graph.node} - set(nodes))
+    sums = {node.output[0] for node in model.graph.node if writes_floats(model, node, numbers=plan.numbers)}
+    bypass_points(draft, floats={node.name for node in model.graph.node} - set(nodes), sums=sums)
     _restore_header(draft, source)
     compact(draft, tensors=_lasting(model), named={node.name for node in model.graph.node})
     prove(draft, plan)
@@ -66,17 +75,18 @@ def drop_points(model: ModelProto, *, keep: frozenset[str]) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def bypass_points(model: ModelProto, *, floats: Collection[str]) -> None:
+def bypass_points(model: ModelProto, *, floats: Collection[str], sums: Collection[str]) -> None:
     """Let nodes left in float read what nodes left in float wrote, in place, not its rounded form for the others.
 
     So a residual stream whose Adds are in float is rounded for the layers that read it, and not along the way.
+    sums: what integer layers can write as floats, which nodes left in float read unrounded too.
     """
     made = {name: node for node in model.graph.node for name in node.output}
     for node in [node for node in model.graph.node if node.name in floats]:
         for index, name in enumerate(node.input):
             source = _unrounded(made, name)
             maker = made.get(source) if source else None  # an output that nobody wants is called "" too
-            if maker is not None and maker.name in floats:
+            if maker is not None and (maker.name in floats or source in sums):
                 node.input[index] = source
 
 

@@ -24,7 +24,7 @@ from edgeexport.quantization.placement import WEIGHT_SUFFIX, prepared
 from edgeexport.quantization.qdq import quantize
 from edgeexport.quantization.rounding import Grid, compensated, nearest
 from edgeexport.records.base import file_digest
-from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.plan import QuantizationPlan, WeightPoint
 from edgeexport.runtimes.ort_saturation import partners
 from edgeexport.runtimes.protocol import Feeds
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    Integers = Callable[..., NDArray[np.float64]]
+    Choice = Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 # Samples beyond these change a layer's moments by less than they vary.
 MOST_SAMPLES = 128
@@ -62,10 +62,10 @@ def correct_biases(
     return _relearnt(model_path, plan, samples=samples, out=out, choose=_nearest, progress=progress)
 
 
-def _nearest(matrix: NDArray[Any], grid: Grid, *, moments: Moments) -> NDArray[Any]:
+def _nearest(matrix: NDArray[Any], grid: Grid, *, moments: Moments, alike: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """`nearest` in the shape of a choice that looks at moments."""
-    del moments
-    return nearest(matrix, grid)
+    del moments, alike
+    return nearest(matrix, grid), grid.scales
 
 
 def _relearnt(
@@ -74,7 +74,7 @@ def _relearnt(
     *,
     samples: Iterable[Feeds],
     out: Path,
-    choose: Integers,
+    choose: Choice,
     progress: Progress,
 ) -> QuantizationPlan:
     import numpy as np
@@ -90,21 +90,24 @@ def _relearnt(
     todo = [layer for layer in layers(ready) if layer.weight in plan.weights]
     nodes = {node.name: node for node in ready.graph.node}
     changed: dict[str, NDArray[Any]] = {}
+    points = dict(plan.weights)
     for index, layer in enumerate(todo):
         progress(f"rounding: {layer.node}", index / len(todo))
         matrix = layer.matrix(stored[layer.weight]).astype(np.float64)
         moments = observe(layer, walks, source=_source(quantized, layer), width=matrix.shape[2])
         met = partners(nodes[layer.node], stored[layer.weight].shape) if plan.numbers.fit_pairs else None
         grid = _grid(plan, layer, shape=matrix.shape, met=met)
-        rounded = choose(matrix, grid, moments=moments) * grid.scales
+        point = plan.weights[layer.weight]
+        integers, scales = choose(matrix, grid, moments=moments, alike=point.axis is None)
+        rounded, points[layer.weight] = integers * scales, _with_scales(point, scales)
         found = {layer.weight: layer.stored(rounded.astype(np.float32), stored[layer.weight].shape)}
         if layer.bias:
             lost = matrix @ moments.mean[:, :, None] - rounded @ moments.quantized_mean[:, :, None]
             found[layer.bias] = (stored[layer.bias] + lost.ravel()).astype(np.float32)
-        _store(quantized, found)
+        _store(quantized, found, ratios=(scales / grid.scales).ravel())
         changed |= found
     graph.save(graph.with_initializers(model, changed), out)
-    return msgspec.structs.replace(plan, model_digest=file_digest(out))
+    return msgspec.structs.replace(plan, model_digest=file_digest(out), weights=points)
 
 
 def _source(quantized: ModelProto, layer: Layer) -> str:
@@ -132,8 +135,14 @@ def _quantized(model_path: Path, plan: QuantizationPlan, *, folder: Path) -> Mod
         return graph.load(made)
 
 
-def _store(quantized: ModelProto, found: dict[str, NDArray[Any]]) -> None:
-    """Put a layer's new weight and bias into the QDQ model, in place."""
+def _with_scales(point: WeightPoint, scales: NDArray[np.float64]) -> WeightPoint:
+    """The point with these scales: one for each output, or the one that all have."""
+    listed = tuple(scales.ravel().tolist())
+    return msgspec.structs.replace(point, scales=listed[: len(point.scales)])
+
+
+def _store(quantized: ModelProto, found: dict[str, NDArray[Any]], *, ratios: NDArray[np.float64]) -> None:
+    """Put a layer's new weight and bias into the QDQ model, in place. ratios: of the new scales to the old ones."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -143,10 +152,13 @@ def _store(quantized: ModelProto, found: dict[str, NDArray[Any]]) -> None:
         tensor = tensors[name + WEIGHT_SUFFIX]
         reader = readers[tensor.name]
         steps = numpy_helper.to_array(tensors[reader.input[1]]).astype(np.float64)
+        steps = (steps * (ratios[: steps.size].reshape(steps.shape))).astype(np.float32)
+        reader.input[1] = f"{name}.steps"
+        quantized.graph.initializer.append(numpy_helper.from_array(steps, reader.input[1]))
         axis = next((item.i for item in reader.attribute if item.name == "axis"), 1) % value.ndim
         if steps.ndim:
             steps = steps.reshape([-1 if index == axis else 1 for index in range(value.ndim)])
         kind = numpy_helper.to_array(tensor).dtype
         bounds = np.iinfo(kind)
-        integers = np.clip(np.rint(value / steps), bounds.min, bounds.max).astype(kind)
+        integers = np.clip(np.rint(value / steps.astype(np.float64)), bounds.min, bounds.max).astype(kind)
         tensor.CopyFrom(numpy_helper.from_array(integers.reshape(tuple(tensor.dims)), tensor.name))

@@ -24,6 +24,7 @@ class NumberFormat(Record):
     """How int8 is written for a target: types, symmetry, weight granularity, and what keeps 16-bit sums from overflow.
 
     reduce_range: weights of 7 bits. fit_pairs: of 8 bits, those that one 16-bit sum adds together at most 128.
+    float_sums: a pointwise convolution whose result is read in float writes its sums as floats, not rounded to 8 bits.
     """
 
     activations: Literal["uint8", "int8"]
@@ -32,6 +33,7 @@ class NumberFormat(Record):
     symmetric_activations: bool = False
     reduce_range: bool = False
     fit_pairs: bool = False
+    float_sums: bool = False
 
 
 class Tolerance(Record):
@@ -98,14 +100,15 @@ class Target(Record):
 
         Weights have a scale per output channel and are symmetric: their zero points cost nothing. Activations are
         asymmetric: kernels fold their zero point into the bias, and a range after ReLU keeps all its steps. Unsigned
-        weights per channel, which run many times slower than float, cannot be said.
+        weights per channel, which run many times slower than float, cannot be said. Where onnxruntime runs on x86,
+        pointwise convolutions write sums as floats for whoever reads them so (`ort_kernels`).
         """
         if self.number_format is not None:
             return self.number_format
         if self.arch == "aarch64":
             return NumberFormat(activations="int8")
         vnni = any(name.endswith("vnni") for name in self.features)
-        return NumberFormat(activations="uint8", fit_pairs=not vnni)
+        return NumberFormat(activations="uint8", fit_pairs=not vnni, float_sums=self.runtime == "ort")
 
 
 def computes_half(target: Target) -> bool:

@@ -27,6 +27,7 @@ class Climbed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, faults: Mapping[str, tuple[str, float]]) -> None:
         self.faults = faults
+        self.rolled_back: set[str] = set()
         self.refused: dict[str, Verdict] = {}
         self.repaired: list[str] = []
         monkeypatch.setattr(ladder, "candidate", self._candidate)
@@ -57,7 +58,8 @@ class Climbed:
         if form.name not in self.faults:
             return Rung(form.name, "int8", "board", ARTIFACT, "rolled back", "it cannot be built")
         drop = self.faults[form.name][1]
-        row = Rung(form.name, "int8", "board", ARTIFACT, "kept", drop=Drop(drop, drop, drop, drop, "mcnemar", 100))
+        status: Any = "rolled back" if form.name in self.rolled_back else "kept"
+        row = Rung(form.name, "int8", "board", ARTIFACT, status, drop=Drop(drop, drop, drop, drop, "mcnemar", 100))
         return Candidate(row, cast("Any", None), RUNG, None)
 
 
@@ -86,6 +88,19 @@ def test_of_forms_that_are_all_too_slow_the_best_is_repaired(monkeypatch: pytest
     tried = climbed.names(methods=("minmax", "mse"), improve="always")
     assert tried[2:] == ["mse", "minmax", "equalized mse", "mse repaired"]
     assert climbed.repaired == ["source int8 mse"]
+
+
+@pytest.mark.parametrize(("needed", "tried"), [(1, [1]), (3, [1, 2, 3]), (6, [1, 2, 4, 5, 6]), (7, [1, 2, 4, 6, 7])])
+def test_as_few_layers_are_left_in_float_as_the_gates_ask_for(
+    needed: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = {f"source int8 minmax {count} in float": ("speed", 1.0) for count in range(needed, 12)}
+    failing = {f"source int8 minmax {count} in float": ("accuracy", 2.0) for count in range(1, needed)}
+    climbed = Climbed(monkeypatch, {"source int8 minmax": ("accuracy", 3.0), **failing, **faults})
+    climbed.rolled_back |= failing.keys()
+    monkeypatch.setattr(ladder, "float_layers", lambda *_: [{f"layer {number}": "it loses"} for number in range(11)])
+    counts = [name.split()[1] for name in climbed.names(methods=("minmax",)) if name.endswith("in float")]
+    assert [int(count) for count in counts] == tried
 
 
 def test_float16_that_held_one_tolerance_is_compared_anew_for_another() -> None:

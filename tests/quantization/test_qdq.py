@@ -194,6 +194,46 @@ def test_what_an_integer_kernel_wrote_is_read_rounded_by_an_add_in_float(tmp_pat
     assert [written[name] for name in added.input] == ["DequantizeLinear"] * 2
 
 
+def test_an_add_in_float_reads_the_sums_of_pointwise_convolutions_where_the_format_has_them(tmp_path: Path) -> None:
+    path = small_mobilenet(tmp_path / "net.onnx")
+    adds = {node.name: "sensitive" for node in graph.load(path).graph.node if node.op_type == "Add"}
+    rounded, out = made(path, keep_float=adds)
+    before = sqnr_db(path, out)
+    plan, out = made(path, msgspec.structs.replace(U8, float_sums=True), keep_float=adds)
+    written = {name: node for node in graph.load(out).graph.node for name in node.output}
+    makers = [written[name] for node in graph.load(out).graph.node if node.name in adds for name in node.input]
+    sums = [node.output[0] for node in makers if node.op_type == "Conv"]
+    assert len(sums) == 2
+    assert set(sums) == rounded.activations.keys() - plan.activations.keys()
+    assert sqnr_db(path, out) > before
+
+
+def test_sums_that_integers_read_too_are_rounded_for_these_alone(tmp_path: Path) -> None:
+    net = Net()
+    first = net.conv(net.put("Relu", net.conv("image", 3, 8)), 8, 8, size=1)
+    added = net.put("Add", net.conv(net.put("Relu", net.conv(first, 8, 16)), 16, 8, size=1), first)
+    net.conv(added, 8, 4)
+    path = net.save(tmp_path / "net.onnx")
+    name = next(node.name for node in net.nodes if node.op_type == "Add")
+    plan, out = made(path, msgspec.structs.replace(U8, float_sums=True), keep_float={name: "sensitive"})
+    assert first in plan.activations
+    readers = [node for node in graph.load(out).graph.node if first in node.input]
+    assert sorted(node.op_type for node in readers) == ["Add", "QuantizeLinear"]
+
+
+def test_sums_whose_clip_is_left_to_their_point_are_read_rounded(tmp_path: Path) -> None:
+    net = Net()
+    clipped = net.clip(net.conv(net.put("Relu", net.conv("image", 3, 8)), 8, 8, size=1), 0.0, 0.5)
+    net.conv(net.put("Add", clipped, net.put("Relu", net.conv("image", 3, 8))), 8, 4)
+    path = net.save(tmp_path / "net.onnx")
+    name = next(node.name for node in net.nodes if node.op_type == "Add")
+    _, out = made(path, msgspec.structs.replace(U8, float_sums=True), keep_float={name: "sensitive"})
+    written = {name: node.op_type for node in graph.load(out).graph.node for name in node.output}
+    added = next(node for node in graph.load(out).graph.node if node.op_type == "Add")
+    assert [written[name] for name in added.input] == ["DequantizeLinear"] * 2
+    assert sqnr_db(path, out) > 20
+
+
 def test_unnamed_nodes_and_row_vector_biases_are_taken(tmp_path: Path) -> None:
     net = Net()
     x = net.put("Flatten", net.put("GlobalAveragePool", net.conv("image", 3, 8)))

@@ -141,13 +141,33 @@ def test_compensated_integers_lose_less_than_the_nearest_ones() -> None:
     moments.add(rows, rows)
     matrix, scales = random.standard_normal((2, 5, 12)), np.full((2, 5, 1), 0.2)
 
-    def lost(integers: np.ndarray) -> float:
-        wrong = (integers * scales - matrix) @ rows.transpose(0, 2, 1)
+    def lost(integers: np.ndarray, steps: np.ndarray) -> float:
+        wrong = (integers * steps - matrix) @ rows.transpose(0, 2, 1)
         return float(np.square(wrong - wrong.mean(axis=2, keepdims=True)).sum())
 
-    ours = compensated(matrix, Grid(scales, 127), moments=moments.averages())
+    plain = lost(nearest(matrix, Grid(scales, 127)), scales)
+    ours, steps = compensated(matrix, Grid(scales, 127), moments=moments.averages())
     assert np.array_equal(ours, np.rint(ours))
-    assert lost(ours) < 0.5 * lost(nearest(matrix, Grid(scales, 127)))
+    assert lost(ours, steps) < 0.25 * plain
+    assert len(np.unique(steps)) > 1
+    assert scales.min() <= steps.min() <= steps.max() <= 1.25 * scales.max()
+    shared, (step, *others) = compensated(matrix, Grid(scales, 127), moments=moments.averages(), alike=True)
+    assert len(np.unique([step, *others])) == 1
+    assert lost(ours, steps) < lost(shared, step) < plain
+
+
+@pytest.mark.parametrize(("samples", "independent"), [(None, 100.0), (4, 20.0)])
+def test_few_rows_and_rows_of_few_samples_say_less_of_what_inputs_share(
+    samples: int | None, independent: float
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((1, 100, 3)) @ np.ones((3, 5))
+    moments = Moments(np.zeros((1, 5)), np.zeros((1, 5)), second=np.zeros((1, 5, 5)), cross=np.zeros((1, 5, 5)))
+    moments.add(rows, rows, samples=samples)
+    sampled = np.cov(rows[0].T, bias=True)
+    share = 5 / (5 + independent)
+    for found in moments.averages().covariances():
+        assert np.allclose(np.diag(found[0]), np.diag(sampled))
+        assert np.allclose(found[0][0, 1:], (1 - share) * sampled[0, 1:])
 
 
 @pytest.mark.parametrize("attributes", [

@@ -14,6 +14,7 @@ from edgeexport.runtimes.ort import open_session
 from edgeexport.runtimes.ort_kernels import for_integer_kernels
 from tests.quantization.nets import Net, integer_ops, pictures, small_resnet
 
+EXACT = {"config_entries": {"session.x64quantprecision": "1"}}
 LOGICAL = np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64)
 
 
@@ -28,12 +29,16 @@ def option_a(path: Path, *, mode: str = "constant", fill: float | None = None) -
     return net.save(path)
 
 
-def edited(path: Path, *, arch: str = "x86_64", signed: bool = False) -> tuple[Path, Path, tuple[str, ...]]:
-    """Quantize; return the int8 file, the edited one, and what the edits say."""
+def edited(
+    path: Path, *, arch: str = "x86_64", signed: bool = False, float_sums: bool = False
+) -> tuple[Path, Path, tuple[str, ...]]:
+    """Quantize (float_sums: with Adds in float); return the int8 file, the edited one, and what the edits say."""
     ranges = calibrate(path, pictures(4), samples_digest="sha256:0")
-    numbers = NumberFormat(activations="int8" if signed else "uint8")
+    numbers = NumberFormat(activations="int8" if signed else "uint8", float_sums=float_sums)
     before, after = path.with_name("int8.onnx"), path.with_name("edited.onnx")
-    quantize(path, plan_quantization(path, ranges, numbers=numbers), out=before)
+    adds = [node.name for node in graph.load(path).graph.node if node.op_type == "Add" and float_sums]
+    plan = plan_quantization(path, ranges, numbers=numbers, keep_float=dict.fromkeys(adds, "asked for"))
+    quantize(path, plan, out=before)
     model, notes = for_integer_kernels(graph.load(before), arch=arch)
     graph.save(model, after)
     graph.load(after)
@@ -42,7 +47,7 @@ def edited(path: Path, *, arch: str = "x86_64", signed: bool = False) -> tuple[P
 
 def same_bits(before: Path, after: Path) -> bool:
     feeds = pictures(1, seed=3, shape=(6, 3, 16, 16))[0]
-    one, other = (open_session(path).run(feeds) for path in (before, after))
+    one, other = (open_session(path, options=EXACT).run(feeds) for path in (before, after))
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
@@ -83,6 +88,38 @@ def test_few_channels_and_windows_that_do_not_overlap_stay(into: int, size: int,
     net = Net()
     net.conv(net.put("Relu", net.conv("image", 3, into, size=size, stride=stride)), into, 8)
     assert edited(net.save(tmp_path / "net.onnx"))[2] == ()
+
+
+def bottleneck(path: Path, *, stride: int = 1) -> Path:
+    """Write a residual block of pointwise convolutions."""
+    net = Net()
+    first = net.put("Relu", net.conv("image", 3, 8))
+    last = net.conv(net.put("Relu", net.conv(first, 8, 16, stride=stride)), 16, 8, size=1)
+    first = net.conv(first, 8, 8, size=1, stride=stride)
+    net.conv(net.put("Add", first, last), 8, 4)
+    return net.save(path)
+
+
+def test_a_pointwise_convolution_that_floats_read_is_an_integer_product_that_writes_floats(tmp_path: Path) -> None:
+    before, after, notes = edited(bottleneck(tmp_path / "net.onnx"), float_sums=True)
+    assert sum("writes floats" in note for note in notes) == 2
+    assert integer_ops(after)["MatMulIntegerToFloat"] == 2
+    assert integer_ops(after).get("Conv", 0) == 0
+    assert integer_ops(after)["Transpose"] <= 2
+    assert sum(integer_ops(before).get(op, 0) for op in ("Conv", "FusedConv")) == 2
+    feeds = pictures(1, seed=3, shape=(6, 3, 16, 16))[0]
+    one, other = (open_session(path, options=EXACT).run(feeds) for path in (before, after))
+    for name, value in one.items():
+        assert np.abs(value - other[name]).max() <= 1e-5 * np.abs(value).max()
+
+
+def test_a_pointwise_convolution_with_strides_writes_what_it_wrote(tmp_path: Path) -> None:
+    _, _, notes = edited(bottleneck(tmp_path / "net.onnx", stride=2), float_sums=True)
+    assert sum("writes floats" in note for note in notes) == 1
+
+
+def test_on_arm_no_convolution_becomes_a_product(tmp_path: Path) -> None:
+    assert edited(bottleneck(tmp_path / "net.onnx"), arch="aarch64", float_sums=True)[2] == ()
 
 
 def test_a_float_model_is_left_alone(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def restricted(model: ModelProto, plan: QuantizationPlan, *, keep_float: Mapping
     kept = {**plan.keep_float, **keep_float}
     chosen, refused = choose(model, kept)
     placement = place(model, chosen, symmetric=plan.numbers.symmetric_activations)
-    floats = float_results(model, chosen)
+    floats = float_results(model, chosen, numbers=plan.numbers)
     stays = placement.activations.keys() - floats
     weights = {*placement.weights, *placement.constants}
     return msgspec.structs.replace(
