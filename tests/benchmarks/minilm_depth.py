@@ -1,0 +1,141 @@
+"""MiniLM with half of its layers: cut from the tuned teacher, distilled, tuned in the same way, both in int8.
+
+The full model is tuned on the pairs of STS-B train; the student learns the tuned model's vectors on the sentences of
+that split, then is tuned as the full model was. Everything is kept in the cache: a killed run goes on.
+EDGEEXPORT_BENCHMARKS_SCALE scales all epochs, for a try that proves nothing but that it runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import edgeexport
+from edgeexport.quantization import choose_encoder_form
+from edgeexport.records.recipe import Distill, Training
+from edgeexport.training import TrainingData, resolve_loss, train
+from edgeexport.workspace import Workspace
+from tests.benchmarks.bar import Bar
+from tests.benchmarks.host import host_target
+from tests.benchmarks.kept import trained
+from tests.benchmarks.minilm_int8 import _judged
+from tests.benchmarks.wheels import CACHE
+from tests.real import minilm
+
+LAYERS = (0, 2, 4)
+MOST_DROP, FASTER = 1.0, 1.8
+SCALE = float(os.environ.get("EDGEEXPORT_BENCHMARKS_SCALE") or 1)
+TUNE = Training(epochs=2 * SCALE, batch_size=32, learning_rate=3e-5, optimizer="adamw", loss="mse", weight_decay=0.01)
+DISTIL = Distill(
+    soft_share=1.0,
+    training=Training(
+        epochs=6 * SCALE, batch_size=32, learning_rate=3e-4, optimizer="adamw", loss="mse", weight_decay=0.01
+    ),
+)
+# Longer sentences are cut in training, not in judging: 97 % of STS-B fit.
+TRAINED_LENGTH = 32
+CALIBRATION = 128
+
+
+def run() -> tuple[dict[str, Any], dict[str, Bar]]:
+    """Tune, cut, distil, tune, quantize both; judge on STS-B dev, measure one thread interleaved."""
+    place = CACHE / "minilm-depth"
+    with Workspace(place / "work") as work:
+        full, student = networks(work)
+    files = {name: exported(net, place / name) for name, net in {"full": full, "student": student}.items()}
+    judged = _judged({"fp32": files["full"][0], **{f"{name} int8": both[1] for name, both in files.items()}})
+    ours, theirs = judged["student int8"], judged["full int8"]
+    speed = speed_up(files["full"][1], files["student"][1])
+    return {"layers": LAYERS, **judged, "speed_up": speed, "cosine_to_teacher": ours["cosine"]}, {
+        "spearman_drop": Bar(theirs["spearman"] - ours["spearman"], MOST_DROP, "points below the full model in int8"),
+        "spearman_drop_fp32": Bar(ours["spearman_drop"], MOST_DROP, "points below the full model in fp32"),
+        "speed_up": Bar(speed, FASTER, "1 thread, interleaved with the full model's int8", "min"),
+    }
+
+
+class Likeness(nn.Module):
+    """Two sentences → the cosine of their vectors, from 0 to 1 as the scores of STS-B by a fifth."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *sentences: torch.Tensor) -> torch.Tensor:
+        ids, mask, other_ids, other_mask = sentences
+        both = self.encoder(torch.cat([ids, other_ids]), torch.cat([mask, other_mask]))
+        one, other = both.chunk(2)
+        return (one * other).sum(dim=1, keepdim=True)
+
+
+def networks(work: Workspace) -> tuple[nn.Module, nn.Module]:
+    """Return the tuned full model, and the student cut from it, distilled and tuned."""
+    key = {"tune": msgspec.to_builtins(TUNE), "length": TRAINED_LENGTH, "torch": torch.get_num_threads()}
+    full = trained(work, "full", key=key, build=minilm.minilm, fit=tune)
+    key |= {"layers": LAYERS, "distil": msgspec.to_builtins(DISTIL)}
+
+    def learn(student: nn.Module) -> Any:
+        return edgeexport.distill(student, full, data=_sentences(), step=DISTIL, progress=_say)
+
+    distilled = trained(work, "distilled", key=key, build=lambda: cut(full, LAYERS), fit=learn)
+    tuned = trained(work, "student", key=key, build=lambda: copy.deepcopy(distilled), fit=tune)
+    return full, tuned
+
+
+def cut(full: nn.Module, layers: tuple[int, ...]) -> nn.Module:
+    """Return a copy of a sentence encoder that has only these of its layers."""
+    student: Any = copy.deepcopy(full)
+    stack = student.encoder.encoder
+    stack.layer = nn.ModuleList(stack.layer[index] for index in layers)
+    student.encoder.config.num_hidden_layers = len(layers)
+    return student  # type: ignore[no-any-return]
+
+
+def tune(encoder: nn.Module) -> Any:
+    """Train an encoder so that its cosines are the similarities of STS-B train."""
+    pairs = minilm.pairs("train")
+    sides = [_words([pair[side] for pair in pairs]) for side in (0, 1)]
+    scores = np.array([[score / 5] for _, _, score in pairs], np.float32)
+    data = TrainingData((*sides[0], *sides[1]), scores)
+    return train(Likeness(encoder), data, loss=resolve_loss("mse"), settings=TUNE, progress=_say)
+
+
+def _sentences() -> TrainingData:
+    return TrainingData(_words(sorted({text for one, other, _ in minilm.pairs("train") for text in (one, other)})))
+
+
+def _words(sentences: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    found = [minilm.words(sentence) for sentence in sentences]
+    ids, mask = (np.concatenate([each[name] for each in found])[:, :TRAINED_LENGTH] for name in ("ids", "mask"))
+    return np.ascontiguousarray(ids), np.ascontiguousarray(mask)
+
+
+def exported(network: nn.Module, folder: Path) -> tuple[Path, Path]:
+    """Write a network as fp32 .onnx, and in the int8 form that `choose_encoder_form` puts first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = [minilm.words(one) for one, _, _ in minilm.pairs("train")[:: 5749 // CALIBRATION][:CALIBRATION]]
+    spec = edgeexport.InputSpec(shape=(1, minilm.LENGTH), dtype="int64")
+    fp32 = folder / "fp32.onnx"
+    edgeexport.export(network, {"ids": spec, "mask": spec}, out=fp32, samples=samples[:3], outputs=("embedding",))
+    numbers = edgeexport.load_target(host_target()).numbers()
+    choice = choose_encoder_form(fp32, samples, numbers=numbers, folder=folder, progress=_say)
+    return fp32, folder / choice.trials[0].path
+
+
+def speed_up(slow: Path, fast: Path) -> float:
+    """Return how many times faster one file runs, by interleaved launches on one thread."""
+    feeds = minilm.words(minilm.pairs("train")[0][0])
+    _, (comparison,) = edgeexport.measure([slow, fast], samples=[feeds], threads=1, mode="quick", progress=_say)
+    return 1 / comparison.ratio.value if comparison.ratio else float("nan")
+
+
+def _say(text: str, _: float | None) -> None:
+    sys.stderr.write(f"{text}\n")

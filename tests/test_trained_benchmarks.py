@@ -1,0 +1,69 @@
+"""What the benchmarks of compression stand on: their front-end, their costs, what they keep, and how they cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeexport.records.recipe import Training
+from edgeexport.training import TrainingData, resolve_loss, train
+from edgeexport.workspace import Workspace
+from tests.benchmarks.cost import step_costs
+from tests.benchmarks.kept import trained
+from tests.benchmarks.resnet56 import KEPT, cut
+from tests.real import keywords
+from tests.real.models import resnet56
+
+
+def test_the_log_mel_front_end_in_two_steps_equals_a_plain_fourier_transform() -> None:
+    audio = np.random.default_rng(0).standard_normal((2, keywords.SAMPLES)).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(audio, keywords.FRAME, axis=1)[:, :: keywords.HOP]
+    powers = np.abs(np.fft.rfft(frames * np.hanning(keywords.FRAME))) ** 2
+    wanted = np.log(powers @ keywords._mel_filters().T + 1e-4).transpose(0, 2, 1)
+    found = keywords.LogMel()(torch.from_numpy(audio)).numpy()
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-4)
+
+
+def test_costs_of_steps_are_taken_once_and_kept(tmp_path: Path) -> None:
+    data = TrainingData(np.zeros((64, 2), np.float32), np.zeros(64, np.int64))
+    seen: list[int] = []
+    kept = tmp_path / "costs.json"
+    first = step_costs(kept, {"count": lambda few: seen.append(len(few))}, data=data, batch_size=4)
+    assert set(seen[1:]) == {16}
+    assert json.loads(kept.read_text(encoding="utf-8")) == first
+    seen.clear()
+    assert step_costs(kept, {"count": lambda few: seen.append(len(few))}, data=data, batch_size=4) == first
+    assert seen == []
+
+
+def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_trained(tmp_path: Path) -> None:
+    data = TrainingData(np.random.default_rng(0).random((32, 2), np.float32), np.arange(32) % 2)
+    trainings: list[nn.Module] = []
+
+    def fit(module: nn.Module) -> object:
+        trainings.append(module)
+        return train(module, data, loss=resolve_loss("cross_entropy"), settings=Training(epochs=2))
+
+    with Workspace(tmp_path) as work:
+        one = trained(work, "net", key={"epochs": 2}, build=lambda: nn.Linear(2, 2), fit=fit)
+        again = trained(work, "net", key={"epochs": 2}, build=lambda: nn.Linear(2, 2), fit=fit)
+        trained(work, "net", key={"epochs": 3}, build=lambda: nn.Linear(2, 2), fit=fit)
+    assert len(trainings) == 2
+    torch.testing.assert_close(again.weight, one.weight, rtol=0, atol=0)
+    torch.testing.assert_close(one.weight, trainings[0].weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_student_cut_from_resnet56_has_blocks_of_its_teacher_and_leaves_it_whole(stage: int) -> None:
+    teacher = resnet56().eval()
+    student = cut(teacher)
+    own, taken = getattr(student, f"layer{stage + 1}"), getattr(teacher, f"layer{stage + 1}")
+    assert len(taken) == 9
+    for block, index in zip(own, KEPT[stage], strict=True):
+        torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
+    assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
