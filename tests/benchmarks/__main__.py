@@ -20,6 +20,7 @@ BENCHMARKS = {
     "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
     "devices": "a bundle on real devices: behind OpenSSH, behind adbd; each gives a valid record",
     "minilm-int8": "MiniLM in int8: cosine, latency ratio, STS-B Spearman drop, beside onnxruntime's quantize_dynamic",
+    "distil-gain": "a ResNet-8 with and without its teacher, three seeds, equal CPU time: gain with its interval",
     "cli": "start-up of --help, targets and verify against bare Python; a second identical run against the first",
     "fusion": "ResNet-20/56 and EfficientNet-Lite0: convolutions in integers on x86-64 and Armv8.2, float islands",
     "peers": "quantize_static, Olive, NNCF and edgeexport side by side: accuracy, size, speed, memory, lines",
