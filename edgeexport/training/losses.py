@@ -122,24 +122,28 @@ class LabelLoss:
         return self.function(values, batch.labels)
 
 
-def _check_classes(output: tuple[int, ...], labels: np.ndarray) -> None:
+def _check_classes(name: str, output: tuple[int, ...], *, labels: np.ndarray) -> None:
     """Refuse what are no indices of the output's classes. Floats of the output's shape are probabilities of classes."""
     import numpy as np
 
     if len(output) < 2:
-        raise ModelError(f"the loss 'cross_entropy' needs outputs (samples, classes), found shape {list(output)}")
+        raise ModelError(f"the loss {name!r} needs outputs (samples, classes), found shape {list(output)}")
     if labels.dtype.kind == "f":
         if labels.shape[1:] == output[1:]:
             return
         raise DataError(
-            f"the loss 'cross_entropy' needs class indices, the labels are {labels.dtype}, first {labels.flat[0]}",
+            f"the loss {name!r} needs class indices, the labels are {labels.dtype}, first {labels.flat[0]}",
             next_step='give integers, or choose the loss "mse" or "bce"',
         )
-    _check_size("cross_entropy", (output[0], *output[2:]), labels=labels)
+    _check_size(name, (output[0], *output[2:]), labels=labels)
     wrong = np.argwhere((labels < 0) | (labels >= output[1]))
     if len(wrong):
         place = tuple(wrong[0])
         raise DataError(f"training sample {place[0]} has class {labels[place]}, the output has {output[1]} classes")
+
+
+def _check_labels(name: str) -> Check:
+    return lambda output, labels: _check_classes(name, output, labels=labels)
 
 
 def _check_targets(name: str) -> Check:
@@ -193,8 +197,10 @@ def _bce(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": LabelLoss("cross_entropy", _cross_entropy, _check_classes),
+    "cross_entropy": LabelLoss("cross_entropy", _cross_entropy, _check_labels("cross_entropy")),
     "mse": LabelLoss("mse", _mse, _check_targets("mse")),
-    "smooth_cross_entropy": LabelLoss("smooth_cross_entropy", _smooth_cross_entropy, _check_classes),
+    "smooth_cross_entropy": LabelLoss(
+        "smooth_cross_entropy", _smooth_cross_entropy, _check_labels("smooth_cross_entropy")
+    ),
     "bce": LabelLoss("bce", _bce, _check_probabilities),
 }

@@ -13,7 +13,16 @@ from torch import nn
 from edgeexport.errors import DataError, ModelError, RecipeError
 from edgeexport.records.base import to_json
 from edgeexport.records.recipe import Training
-from edgeexport.training import TrainingData, count_steps, crop_flip, one_cycle, resolve_augment, resolve_loss, train
+from edgeexport.training import (
+    Batch,
+    TrainingData,
+    count_steps,
+    crop_flip,
+    one_cycle,
+    resolve_augment,
+    resolve_loss,
+    train,
+)
 from tests.training.nets import network, pictures, same
 
 CROSS_ENTROPY = resolve_loss("cross_entropy")
@@ -189,6 +198,20 @@ def test_augmentations_and_losses_of_the_user_are_found_by_reference(tmp_path):
 def test_an_unknown_name_is_an_error(settings, what):
     with pytest.raises(RecipeError, match=what):
         trained(settings)
+
+
+def test_smooth_cross_entropy_spreads_a_tenth_of_the_target_over_all_classes():
+    outputs, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    targets = nn.functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
+    wanted = -(targets * outputs.log_softmax(1)).sum(1).mean()
+    given = resolve_loss("smooth_cross_entropy")(outputs, Batch((outputs,), labels))
+    assert float(given) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_wrong_class_is_told_with_the_name_of_the_loss():
+    data = TrainingData(pictures().arrays[0], np.full(100, 0.5))
+    with pytest.raises(DataError, match="the loss 'smooth_cross_entropy' needs"):
+        train(network(), data, loss=resolve_loss("smooth_cross_entropy"), settings=Training())
 
 
 def test_an_unknown_loss_is_an_error():
