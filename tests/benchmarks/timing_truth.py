@@ -21,8 +21,11 @@ from tests.device_bench.tiny import BENCH
 
 # Each process takes the tool and our program in turn, a tenth of a second each: what the machine does meanwhile, and
 # how this process lies in memory, is the same for both.
-PROCESSES, PAIRS, WARMUP = 12, 12, 5
-ORT_ITERATIONS, LITERT_ITERATIONS = 1000, 20
+PROCESSES, PAIRS = 12, 12
+# onnxruntime_test has no warm-up, and a session takes some ten milliseconds to settle: of two runs of it, the longer
+# less the shorter leaves them out, as our warm-up does.
+ORT_ITERATIONS, ORT_WARMUP = 1000, 200
+LITERT_ITERATIONS, LITERT_WARMUP = 20, 5
 # onnxruntime_test takes onnxruntime's default number of threads, and has no option for it: so does our job, and
 # products this small are not divided among them. All weights fit a core's own cache, whoever else uses the shared one.
 # litert-benchmark rounds to 0.01 ms, so its model takes some milliseconds.
@@ -53,16 +56,17 @@ asked = json.loads(sys.argv[2])
 
 def ours():
     answer = bench.MODES["time"](dict(asked["job"]), types.SimpleNamespace(stage=""))
-    times = answer["iterations_ns"]
-    # the first inference is some hundred times as long as the others: it counts here where it counts there
-    times = [answer["first_ms"] * 1e6, *times] if asked["counts_first"] else times
-    return sum(times) / len(times) / 1e6
+    return sum(answer["iterations_ns"]) / len(answer["iterations_ns"]) / 1e6
 
 def onnxruntime_test():
     from onnxruntime.tools import onnxruntime_test as tool
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        tool.run_model(asked["job"]["model"], asked["iterations"])
-    return float(re.findall(r"avg latency: ([0-9.e-]+) ms", said.getvalue())[0])
+    shorter = asked["job"]["warmup"]["iterations"]
+    counts, totals = (shorter, shorter + asked["iterations"]), []
+    for count in counts:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            tool.run_model(asked["job"]["model"], count)
+        totals.append(count * float(re.findall(r"avg latency: ([0-9.e-]+) ms", said.getvalue())[0]))
+    return (totals[1] - totals[0]) / asked["iterations"]
 
 def litert_benchmark():
     from ai_edge_litert.tools import benchmark_litert_model as tool
@@ -106,7 +110,7 @@ def _pairs(tool: str, asked: dict[str, Any]) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
     for number in range(PROCESSES):
         sys.stderr.write(f"{tool}: process {number + 1} of {PROCESSES}\n")
-        command = [sys.executable, "-P", "-s", "-c", CHILD, str(BENCH), json.dumps({**asked, "pairs": PAIRS})]
+        command = [sys.executable, "-P", "-s", "-c", CHILD, str(BENCH), json.dumps(asked)]
         environment = clean_environment(1)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
         found += [(ours, theirs) for ours, theirs in json.loads(done.stdout.splitlines()[-1])]
@@ -115,9 +119,12 @@ def _pairs(tool: str, asked: dict[str, Any]) -> list[tuple[float, float]]:
 
 def _asked(folder: Path) -> dict[str, dict[str, Any]]:
     """What each process is asked to do, by tool."""
-    ort = {"tool": "onnxruntime_test", "iterations": ORT_ITERATIONS, "counts_first": True, "job": _ort_job(folder)}
-    litert = {"tool": "litert_benchmark", "iterations": LITERT_ITERATIONS, "counts_first": False}
-    return {"onnxruntime_test": ort, "litert-benchmark": {**litert, "job": _litert_job(folder)}}
+    ort = {"tool": "onnxruntime_test", "iterations": ORT_ITERATIONS, "pairs": PAIRS}
+    litert = {"tool": "litert_benchmark", "iterations": LITERT_ITERATIONS, "pairs": PAIRS}
+    return {
+        "onnxruntime_test": {**ort, "job": _ort_job(folder)},
+        "litert-benchmark": {**litert, "job": _litert_job(folder)},
+    }
 
 
 def _ort_job(folder: Path) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def _ort_job(folder: Path) -> dict[str, Any]:
     model = folder / "m.onnx"
     spec = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).get_inputs()[0]
     job = _job(folder, model, name=spec.name, shape=spec.shape)
-    limits = {"warmup": {"iterations": 0}, **_limits(ORT_ITERATIONS - 1)}
+    limits = _limits(ORT_ITERATIONS, warmup=ORT_WARMUP)
     return {**job, "runtime": "onnxruntime", "threads": DEFAULT_THREADS, **limits}
 
 
@@ -136,15 +143,16 @@ def _litert_job(folder: Path) -> dict[str, Any]:
     model = folder / "m.tflite"
     spec = Interpreter(str(model)).get_input_details()[0]
     job = _job(folder, model, name=spec["name"], shape=spec["shape"])
-    return {**job, "runtime": "ai_edge_litert", **_limits(LITERT_ITERATIONS)}
+    return {**job, "runtime": "ai_edge_litert", **_limits(LITERT_ITERATIONS, warmup=LITERT_WARMUP)}
 
 
 def _job(folder: Path, model: Path, *, name: str, shape: Any) -> dict[str, Any]:
     """Our job for a file, with seeded noise as both tools have it."""
     place = folder / f"{model.suffix[1:]}.npy"
     np.save(place, np.random.default_rng(0).random(tuple(shape), np.float32))
-    return {"mode": "time", "model": str(model), "inputs": [{name: str(place)}], "warmup": {"iterations": WARMUP}}
+    return {"mode": "time", "model": str(model), "inputs": [{name: str(place)}]}
 
 
-def _limits(iterations: int) -> dict[str, Any]:
-    return {"timed": {"iterations": iterations, "seconds": 0, "cap_iterations": iterations}}
+def _limits(iterations: int, *, warmup: int) -> dict[str, Any]:
+    timed = {"iterations": iterations, "seconds": 0, "cap_iterations": iterations}
+    return {"warmup": {"iterations": warmup}, "timed": timed}
