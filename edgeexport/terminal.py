@@ -74,7 +74,7 @@ class Display:
 
     def __call__(self, text: str, fraction: float | None = None) -> None:
         """Show `text` and the fraction done."""
-        step, _, detail = (part.strip() for part in text.partition(":"))
+        step, _, detail = (part.strip() for part in f"{text} ".partition(": "))
         step = step or self._step
         text = f"{step}: {detail}" if detail else step
         if step != self._step:

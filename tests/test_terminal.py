@@ -29,6 +29,10 @@ def test_a_long_step_shows_signs_of_life(capsys: pytest.CaptureFixture[str], mon
     assert told(capsys, "train", ": step 3/9, loss 0.1, 0:05 left") == ["train", "train: step 3/9, loss 0.1, 0:05 left"]
 
 
+def test_a_device_keeps_its_whole_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "bench on adb://TEST0001", ": round 1 of 6") == ["bench on adb://TEST0001"]
+
+
 def test_details_belong_to_the_step_told_last(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.0)
     with Display() as display:
