@@ -214,6 +214,17 @@ def gather_elements(node: Node) -> Run:
     return run
 
 
+def gather_nd(node: Node) -> Run:
+    """GatherND: slices by the index rows along the last axis; negative ones count from the end."""
+    batch, rank = int(node.get("batch_dims", 0)), node.rank(1)
+
+    def run(x: Tensor, indices: Tensor) -> Tensor:
+        before = [torch.arange(x.shape[axis]).reshape([-1] + [1] * (rank - 2 - axis)) for axis in range(batch)]
+        return x[(*before, *indices.unbind(-1))]
+
+    return run
+
+
 def depth_to_space(node: Node) -> Run:
     """DepthToSpace in both orders."""
     block, mode = node.get("blocksize"), node.demand("mode", "DCR", allowed=("DCR", "CRD"))

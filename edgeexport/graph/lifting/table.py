@@ -44,6 +44,7 @@ _ROWS: dict[str, Build | Entry] = {
     "Floor": plain(torch.floor),
     "Gather": shape.gather,
     "GatherElements": shape.gather_elements,
+    "GatherND": shape.gather_nd,
     "Gelu": elementwise.gelu,
     "Gemm": linear.gemm,
     "GlobalAveragePool": convolution.global_average_pool,

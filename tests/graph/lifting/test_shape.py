@@ -120,6 +120,14 @@ def test_gather_elements(axis: int) -> None:
     check("GatherElements", [normal(3, 3), np.array([[0, -1, 2], [1, 1, -3]])], axis=axis)
 
 
+@pytest.mark.parametrize(("batch", "rows"), [
+    (0, [[0, 1], [2, -1]]), (0, [[[1]], [[-2]]]), (1, [[1], [0], [-3]]), (1, [[[2, 1]], [[0, 0]], [[1, -1]]]),
+    (2, [[[2], [1], [0], [-1]]] * 3),
+])  # fmt: skip
+def test_gather_nd(batch: int, rows: list[object]) -> None:
+    check("GatherND", [normal(3, 4, 5), np.array(rows)], batch_dims=batch)
+
+
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
 def test_depth_to_space(mode: str) -> None:
     check("DepthToSpace", [normal(2, 12, 3, 4)], blocksize=2, mode=mode)
