@@ -167,13 +167,17 @@ def weight_axis(model: ModelProto, weight: str) -> int | None:
 
 
 def writes_floats(model: ModelProto, node: NodeProto, *, numbers: NumberFormat) -> bool:
-    """Whether the node's integer kernel can write floats: Gemm, MatMul, and a pointwise Conv if the format says so."""
+    """Whether the node's integer kernel can write floats: Gemm, MatMul, and, if the format says so, a pointwise Conv.
+
+    Of those only what is added up: there rounding is lost twice, and the sum goes on in float.
+    """
     if node.op_type != "Conv" or not numbers.float_sums:
         return node.op_type in {"Gemm", "MatMul"}
     weight = next((tensor for tensor in model.graph.initializer if tensor.name == node.input[1]), None)
     steps = [*attribute(node, "strides", default=[]), attribute(node, "group", default=1)]
     alone = set(steps) == {1} and not any(attribute(node, "pads", default=[]))
-    return weight is not None and set(weight.dims[2:]) == {1} and alone
+    added = any(other.op_type == "Add" and node.output[0] in other.input for other in model.graph.node)
+    return weight is not None and set(weight.dims[2:]) == {1} and alone and added
 
 
 def attribute(node: NodeProto, name: str, *, default: Any) -> Any:
