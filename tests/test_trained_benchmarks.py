@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgeexport.records.recipe import Training
+from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
 from tests.benchmarks.cost import step_costs
@@ -45,9 +46,9 @@ def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_train
     data = TrainingData(np.random.default_rng(0).random((32, 2), np.float32), np.arange(32) % 2)
     trainings: list[nn.Module] = []
 
-    def fit(module: nn.Module) -> object:
+    def fit(module: nn.Module, state: Path) -> TrainingRecord:
         trainings.append(module)
-        return train(module, data, loss=resolve_loss("cross_entropy"), settings=Training(epochs=2))
+        return train(module, data, loss=resolve_loss("cross_entropy"), settings=Training(epochs=2), state=state)
 
     with Workspace(tmp_path) as work:
         one = trained(work, "net", key={"epochs": 2}, build=lambda: nn.Linear(2, 2), fit=fit)

@@ -1,8 +1,9 @@
-"""Networks that a benchmark trains: each is kept in a workspace under what made it, so that a killed run goes on."""
+"""Networks that a benchmark trains, kept in a workspace under what made them: a killed run goes on where it was."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,13 +21,16 @@ def trained(
     *,
     key: Mapping[str, Any],
     build: Callable[[], nn.Module],
-    fit: Callable[[nn.Module], TrainingRecord],
+    fit: Callable[[nn.Module, Path], TrainingRecord],
 ) -> nn.Module:
-    """Return `build()` with the weights that `fit` left in it, in this run or in an earlier one of the same key."""
+    """Return `build()` with the weights that `fit` left in it, in this run or in an earlier one of the same key.
 
-    def make(folder: Any) -> TrainingRecord:
+    fit: trains a network in place; the folder is for what it keeps of a training that is not over.
+    """
+
+    def make(folder: Path) -> TrainingRecord:
         module = build()
-        record = fit(module)
+        record = fit(module, work.unfinished(name, key=key))
         save_weights(module, folder / WEIGHTS)
         return record
 

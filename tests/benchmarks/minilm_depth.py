@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import edgeexport
+from edgeexport.compression.distill import distill
 from edgeexport.quantization import choose_encoder_form
 from edgeexport.records.recipe import Distill, Training
 from edgeexport.training import TrainingData, resolve_loss, train
@@ -36,6 +37,7 @@ MOST_DROP, FASTER = 1.0, 1.8
 SCALE = float(os.environ.get("EDGEEXPORT_BENCHMARKS_SCALE") or 1)
 TUNE = Training(epochs=2 * SCALE, batch_size=32, learning_rate=3e-5, optimizer="adamw", loss="mse", weight_decay=0.01)
 DISTIL = Distill(
+    method="cosine",
     soft_share=1.0,
     training=Training(
         epochs=6 * SCALE, batch_size=32, learning_rate=3e-4, optimizer="adamw", loss="mse", weight_decay=0.01
@@ -82,8 +84,8 @@ def networks(work: Workspace) -> tuple[nn.Module, nn.Module]:
     full = trained(work, "full", key=key, build=minilm.minilm, fit=tune)
     key |= {"layers": LAYERS, "distil": msgspec.to_builtins(DISTIL)}
 
-    def learn(student: nn.Module) -> Any:
-        return edgeexport.distill(student, full, data=_sentences(), step=DISTIL, progress=_say)
+    def learn(student: nn.Module, state: Path) -> Any:
+        return distill(student, full, data=_sentences(), step=DISTIL, progress=_say, state=state)
 
     distilled = trained(work, "distilled", key=key, build=lambda: cut(full, LAYERS), fit=learn)
     tuned = trained(work, "student", key=key, build=lambda: copy.deepcopy(distilled), fit=tune)
@@ -99,13 +101,13 @@ def cut(full: nn.Module, layers: tuple[int, ...]) -> nn.Module:
     return student  # type: ignore[no-any-return]
 
 
-def tune(encoder: nn.Module) -> Any:
+def tune(encoder: nn.Module, state: Path) -> Any:
     """Train an encoder so that its cosines are the similarities of STS-B train."""
     pairs = minilm.pairs("train")
     sides = [_words([pair[side] for pair in pairs]) for side in (0, 1)]
     scores = np.array([[score / 5] for _, _, score in pairs], np.float32)
     data = TrainingData((*sides[0], *sides[1]), scores)
-    return train(Likeness(encoder), data, loss=resolve_loss("mse"), settings=TUNE, progress=_say)
+    return train(Likeness(encoder), data, loss=resolve_loss("mse"), settings=TUNE, progress=_say, state=state)
 
 
 def _sentences() -> TrainingData:

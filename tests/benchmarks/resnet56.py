@@ -12,6 +12,7 @@ import copy
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from torch import nn
 
 import edgeexport
 from edgeexport.compression.checkpoint import load_weights
+from edgeexport.compression.distill import distill
 from edgeexport.data.pictures import Pictures, ZipStore
 from edgeexport.records.recipe import Distill, Training
+from edgeexport.records.training import TrainingRecord
 from edgeexport.runtimes.ort import open_session
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
@@ -50,6 +53,8 @@ DISTIL = Distill(
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CALIBRATION = 256
 INPUTS: Any = {"image": (1, 3, 32, 32)}
+
+Fit = Callable[[nn.Module, Path | None], TrainingRecord]
 
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
@@ -77,13 +82,13 @@ def networks(work: Workspace, data: TrainingData) -> tuple[nn.Module, nn.Module,
     """Return teacher, student and control, and what each was given in CPU seconds and epochs."""
     began = time.process_time()
     key = {"tune": msgspec.to_builtins(TUNE), "threads": torch.get_num_threads()}
-    teacher = trained(work, "teacher", key=key, build=released, fit=lambda net: _tune(net, data, epochs=TUNE.epochs))
+    teacher = trained(work, "teacher", key=key, build=released, fit=_tuning(data, TUNE.epochs))
     costs = step_costs(work.path / "costs.json", _trainings(teacher), data=data, batch_size=TUNE.batch_size)
     key |= {"distil": msgspec.to_builtins(DISTIL), "kept": KEPT}
-    student = trained(work, "student", key=key, build=lambda: cut(teacher), fit=lambda net: _distil(net, teacher, data))
+    student = trained(work, "student", key=key, build=lambda: cut(teacher), fit=_distilling(teacher, data))
     epochs = TUNE.epochs + DISTIL.training.epochs * costs["distil"] / costs["tune"]
     key |= {"control": epochs}
-    control = trained(work, "control", key=key, build=released, fit=lambda net: _tune(net, data, epochs=epochs))
+    control = trained(work, "control", key=key, build=released, fit=_tuning(data, epochs))
     steps = len(data) / TUNE.batch_size
     budget = {"control_epochs": epochs, "cpu_seconds_each": costs["tune"] * steps * epochs}
     return teacher, student, control, budget | {"cpu_seconds_now": time.process_time() - began, **costs}
@@ -105,22 +110,29 @@ def cut(teacher: nn.Module) -> nn.Module:
     return student  # type: ignore[no-any-return]
 
 
-def _tune(module: nn.Module, data: TrainingData, *, epochs: float) -> Any:
+def _tuning(data: TrainingData, epochs: float) -> Fit:
     settings = msgspec.structs.replace(TUNE, epochs=epochs)
-    return train(module, data, loss=resolve_loss("cross_entropy"), settings=settings, progress=_say)
+
+    def fit(module: nn.Module, state: Path | None = None) -> TrainingRecord:
+        loss = resolve_loss("cross_entropy")
+        return train(module, data, loss=loss, settings=settings, progress=_say, state=state)
+
+    return fit
 
 
-def _distil(student: nn.Module, teacher: nn.Module, data: TrainingData, *, epochs: float | None = None) -> Any:
-    training = DISTIL.training if epochs is None else msgspec.structs.replace(DISTIL.training, epochs=epochs)
-    step = msgspec.structs.replace(DISTIL, training=training)
-    return edgeexport.distill(student, teacher, data=data, step=step, progress=_say)
+def _distilling(teacher: nn.Module, data: TrainingData, step: Distill = DISTIL) -> Fit:
+    def fit(student: nn.Module, state: Path | None = None) -> TrainingRecord:
+        return distill(student, teacher, data=data, step=step, progress=_say, state=state)
+
+    return fit
 
 
 def _trainings(teacher: nn.Module) -> Any:
     source, student = released(), cut(teacher)
+    once = msgspec.structs.replace(DISTIL, training=msgspec.structs.replace(DISTIL.training, epochs=1.0))
     return {
-        "tune": lambda few: _tune(source, few, epochs=1.0),
-        "distil": lambda few: _distil(student, teacher, few, epochs=1.0),
+        "tune": lambda few: _tuning(few, 1.0)(source, None),
+        "distil": lambda few: _distilling(teacher, few, once)(student, None),
     }
 
 
