@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # The product of two scales, which a bias uses, is then a normal float32 too.
 LEAST_SCALE = 2.0**-60
 # A bias takes at most half of the 32 bits of the sum it is added to.
-_LARGEST_BIAS = 2.0**30
+LARGEST_BIAS = 2.0**30
 _LEAST_OPSET = 13
 
 
@@ -152,7 +152,7 @@ def _bias_scales(
         point = activations.get(node.input[0])
         if point is not None:
             bias = np.abs(stored[node.input[2]].astype(np.float64))
-            needed = (bias if channels > 1 else bias.max()) / (point.scale * _LARGEST_BIAS)
+            needed = (bias if channels > 1 else bias.max()) / (point.scale * LARGEST_BIAS)
             least = np.maximum(least, needed)
     return least
 

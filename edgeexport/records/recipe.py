@@ -209,6 +209,13 @@ class Training(Record):
         check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
 
 
+class Tuning(Training):
+    """A Training of weights that are good already, as before int8: small steps, and nothing decays."""
+
+    learning_rate: float = 0.005
+    weight_decay: float = 0.0
+
+
 class Train(Record, tag_field="do", tag="train"):
     """Train the factory's model on `data.train`; the result is the source that everything is compared with."""
 
@@ -276,12 +283,18 @@ class Quantize(Record, tag_field="do", tag="quantize"):
     correction, learned rounding) when plain int8 loses too much; "always" builds those forms too and takes the one that
     loses least; "never" leaves weights as they are.
     memory_limit_mb: what the process may hold while it calibrates; under a tight one samples are read several times.
+    qat: "if-needed" trains weights for their integers, against the source's outputs, when all that loses too much and
+    there are samples to train on (`data.train`, or a pool that another step trains on); "always" trains at once.
+    training: how long and how. learn_steps: train scales too (LSQ); otherwise they follow the weights.
     """
 
     methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = ("minmax", "percentile", "entropy", "mse")
     keep_float: tuple[str, ...] = ()
     improve: Literal["if-needed", "always", "never"] = "if-needed"
     memory_limit_mb: int | None = None
+    qat: Literal["if-needed", "always", "never"] = "if-needed"
+    training: Tuning = Tuning()
+    learn_steps: bool = False
 
     def __post_init__(self) -> None:
         check_bounds(self, "quantize", memory_limit_mb=COUNT)

@@ -1,0 +1,145 @@
+"""Quantization-aware training that is exact: the int8 file itself, simulated and trained, ends in weights and a plan.
+
+The rule: what is trained is what ships. The simulation's graph is read off the file that `quantize` writes; after the
+training the same `quantize` writes the file of the trained weights, and what it stores must be what was trained, bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeexport import graph
+from edgeexport.errors import DataError
+from edgeexport.progress import Progress, silent
+from edgeexport.quantization.integer import quantize_static_encoder
+from edgeexport.quantization.qat.twin import Twin, encoder_twin, qdq_twin
+from edgeexport.quantization.qdq import quantize
+from edgeexport.records.base import file_digest
+from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.recipe import Training, Tuning
+from edgeexport.records.training import TrainingRecord
+
+if TYPE_CHECKING:
+    from edgeexport.quantization.qat.simulation import Simulation
+    from edgeexport.runtimes.protocol import Feeds
+    from edgeexport.training import Loss, TrainingData
+
+# Which function writes the int8 file: that of whole networks, or that of encoders' linear layers.
+Form = Literal["qdq", "encoder"]
+# The teacher is the network itself in float: its answers are near, and say more than labels do.
+TEMPERATURE, SOFT_SHARE = 2.0, 0.9
+CHECKED = 2
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a model is trained for its integers.
+
+    teacher: an .onnx file whose outputs are learnt; the model itself, in float, when None. classes: outputs are class
+    logits (else their squared difference is the loss). learn_steps: train scales too (LSQ). form: what writes the file.
+    """
+
+    training: Training = Tuning()
+    teacher: Path | None = None
+    classes: bool = True
+    learn_steps: bool = False
+    form: Form = "qdq"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The plan for the trained file, what the training did, and how far onnxruntime was from the simulation."""
+
+    plan: QuantizationPlan
+    record: TrainingRecord
+    agreement: str
+
+
+def train_quantized(
+    model_path: Path,
+    plan: QuantizationPlan,
+    *,
+    data: TrainingData,
+    out: Path,
+    lesson: Lesson | None = None,
+    progress: Progress = silent,
+) -> Trained:
+    """Train a float model's weights for the integers of its plan, and write it to `out`; return the plan for it.
+
+    The simulation rounds where, and how, the int8 file does; gradients pass by the straight-through estimator (Jacob
+    et al. 2018, arXiv:1712.05877) and, with `learn_steps`, scales are learnt (LSQ, Esser et al. 2020,
+    arXiv:1902.08153). The loss is distillation from the teacher, and labels where `data` has them.
+    Raises DataError for a plan of another model, UnsupportedOperator for what torch cannot express, and ModelError for
+    a form without steps, a training that diverges, or an int8 file that would not store what was trained.
+    """
+    from edgeexport.quantization.qat.agreement import agreement, prove_stored
+    from edgeexport.training import train
+
+    taken = lesson or Lesson()
+    module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps)
+    loss = _loss(taken, data, teacher=taken.teacher or model_path)
+    record = train(module, data, loss=loss, settings=taken.training, progress=progress)
+    _save(model_path, module, out=out)
+    trained = module.plan(file_digest(out))
+    with tempfile.TemporaryDirectory(prefix=".qat-", dir=out.parent) as folder:
+        int8 = Path(folder) / "int8.onnx"
+        twin = twin_of(out, trained, form=taken.form, int8=int8)
+        prove_stored(module, twin)
+        found = agreement(module, twin, int8=int8, samples=_first_feeds(module, data))
+    return Trained(trained, record, found.sentence())
+
+
+def simulate(
+    model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", learn_steps: bool = False
+) -> Simulation:
+    """Return the module that computes what the int8 file of a plan computes, trainable under the ONNX names.
+
+    Raises DataError for a plan of another model, and ModelError or UnsupportedOperator for what has no simulation.
+    """
+    graph.files.need("torch", purpose="training for integers")
+    from edgeexport.quantization.qat.simulation import Simulation
+
+    with tempfile.TemporaryDirectory(prefix="edgeexport-qat-") as folder:
+        twin = twin_of(model_path, plan, form=form, int8=Path(folder) / "int8.onnx")
+    return Simulation(twin, plan, learn_steps=learn_steps)
+
+
+def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path) -> Twin:
+    """Write the int8 file of a plan to `int8`, and return its float twin."""
+    spine = graph.load(model_path)
+    if form == "encoder":
+        done = quantize_static_encoder(model_path, plan, out=int8)
+        return encoder_twin(spine, graph.load(int8), plan, done=done)
+    quantize(model_path, plan, out=int8)
+    return qdq_twin(spine, graph.load(int8), plan)
+
+
+def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
+    from edgeexport.training import distillation_loss, resolve_loss
+
+    hard = None if data.labels is None else resolve_loss(lesson.training.loss, data.folder)
+    frozen = graph.lift(graph.load(teacher)).requires_grad_(requires_grad=False)
+    return distillation_loss(
+        frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes
+    )
+
+
+def _save(model_path: Path, module: Simulation, *, out: Path) -> None:
+    """Write the float model with the trained weights, each in the shape in which it was stored."""
+    model = graph.load(model_path)
+    stored = graph.initializers(model)
+    values = {name: value for name, value in module.stored_weights().items() if name in stored}
+    graph.save(graph.with_initializers(model, {n: v.reshape(stored[n].shape) for n, v in values.items()}), out)
+
+
+def _first_feeds(module: Simulation, data: TrainingData) -> list[Feeds]:
+    names = module.lifted.input_names
+    return [
+        {name: array[index : index + 1] for name, array in zip(names, data.arrays, strict=True)}
+        for index in range(min(CHECKED, len(data)))
+    ]

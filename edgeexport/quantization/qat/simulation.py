@@ -1,0 +1,167 @@
+"""The simulation of an int8 file in torch: its twin, lifted, rounding at every site; trainable.
+
+The rule: scales are worked out once at the start of a run, from what is trained now, and every site reads them there, so
+that a bias and its layer never disagree. What training ends in is weights and a plan, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgeexport import graph
+from edgeexport.errors import ModelError
+from edgeexport.quantization.plan import LARGEST_BIAS, LEAST_SCALE
+from edgeexport.quantization.qat.steps import RoundedActivation, RoundedBias, RoundedWeight, Scales, following
+from edgeexport.quantization.qat.twin import Twin, WeightSite
+from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+class Simulation(nn.Module):
+    """What an int8 file computes, as a module whose float weights have their ONNX names.
+
+    learn_steps: the scales of weights and activations are trained too (LSQ). Otherwise those of activations stay, and
+    those of weights follow their values, as the planner's do. Zero points never change.
+    """
+
+    def __init__(self, twin: Twin, plan: QuantizationPlan, *, learn_steps: bool = False) -> None:
+        super().__init__()
+        self.activations, self.biases = tuple(twin.activations), tuple(twin.biases)
+        self.weights = _one_each(twin.weights)
+        self._plan, self._learnt = plan, learn_steps
+        self._points = {site.step: plan.activations[site.source] for site in self.activations}
+        self._scales: Scales = {}
+        self.lifted = graph.lift(twin.model)
+        self.taps = self._tapped(twin)
+        self._places: dict[tuple[str, str], int] = {}
+        self._trained = nn.ParameterList()
+        if learn_steps:
+            with self._filled():
+                learnt = [key for key in self._scales if not self._is_constant(key)]
+                self._trained = nn.ParameterList(nn.Parameter(self._scales[key].detach().clone()) for key in learnt)
+            self._places = {key: index for index, key in enumerate(learnt)}
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run on inputs in the model's order; one tensor, or a tuple of them."""
+        with torch.autocast("cpu", enabled=False), self._filled():
+            return self.lifted(*inputs)
+
+    def stored_weights(self) -> dict[str, NDArray[Any]]:
+        """Return ONNX name → value of every weight that training may move; what int8 stores lies on its grid."""
+        found = self.lifted.export_weights()
+        with torch.no_grad(), self._filled():
+            for site in self.weights.values():
+                found[site.weight] = self.taps[site.tensor].real(self.value(site.weight)).numpy()
+        return found
+
+    def integers(self) -> dict[str, NDArray[Any]]:
+        """Return tensor of the twin → steps from zero of every weight and bias."""
+        with torch.no_grad(), self._filled():
+            named = [(site.tensor, site.weight) for site in self.weights.values()]
+            named += [(site.tensor, site.bias) for site in self.biases]
+            return {tensor: self.taps[tensor].integers(self.value(name)).numpy() for tensor, name in named}
+
+    def plan(self, model_digest: str) -> QuantizationPlan:
+        """Return the plan for the model with `stored_weights`: the scales as they are now."""
+        with torch.no_grad(), self._filled():
+            scales = {key: tuple(value.reshape(-1).tolist()) for key, value in self._scales.items()}
+        steps = {site.source: site.step for site in self.activations}
+        activations = {
+            name: Point(point.dtype, scales["activation", steps[name]][0], point.zero_point) if name in steps else point
+            for name, point in self._plan.activations.items()
+        }
+        weights = {
+            name: WeightPoint("int8", site.axis, scales["weight", name], (0,) * len(scales["weight", name]))
+            for name, site in self.weights.items()
+            if not site.constant
+        }
+        weights = {**self._plan.weights, **weights}
+        replaced = {"model_digest": model_digest, "activations": activations, "weights": weights}
+        return msgspec.structs.replace(self._plan, **replaced)
+
+    def value(self, name: str) -> Tensor:
+        """Return the present float value of a weight or bias."""
+        return self.lifted.get_parameter(self.lifted.weight_names[name])
+
+    def _tapped(self, twin: Twin) -> dict[str, Any]:
+        """Put a tap on every site; return them by tensor. They live in the lifted module."""
+        taps: dict[str, Any] = {}
+        for site in self.activations:
+            bounds = _shifted(self._points[site.step])
+            taps[site.tensor] = RoundedActivation(self._scales, ("activation", site.step), bounds=bounds)
+        for each in twin.weights:
+            bounds = (-each.limit, each.limit)
+            if each.constant:
+                point = self._plan.weights[each.weight]
+                bounds = _shifted(Point(point.dtype, point.scales[0], point.zero_points[0]))
+            taps[each.tensor] = RoundedWeight(self._scales, each.weight, axis=each.axis, bounds=bounds)
+        for bias in self.biases:
+            taps[bias.tensor] = RoundedBias(self._scales, bias.step, bias.weight)
+        for tensor, tap in taps.items():
+            self.lifted.tap(tensor, tap)
+        return taps
+
+    @contextlib.contextmanager
+    def _filled(self) -> Iterator[None]:
+        """Work out every scale for the time of a run; sites read them."""
+        try:
+            for step, point in self._points.items():
+                self._scales["activation", step] = self._given(("activation", step), torch.tensor(point.scale))
+            for name, site in self.weights.items():
+                self._scales["weight", name] = self._weight_scale(site)
+            yield
+        finally:
+            self._scales.clear()
+
+    def _given(self, key: tuple[str, str], otherwise: Tensor) -> Tensor:
+        """The trained scale of a site, or the one that it has otherwise."""
+        place = self._places.get(key)
+        return otherwise if place is None else self._trained[place].clamp(min=LEAST_SCALE)
+
+    def _weight_scale(self, site: WeightSite) -> Tensor:
+        if site.constant:
+            return torch.tensor(self._plan.weights[site.weight].scales)
+        least = self._least(site)
+        key = ("weight", site.weight)
+        if key in self._places:
+            return torch.maximum(self._given(key, least), least.float())
+        return following(self.value(site.weight), axis=site.axis, limit=site.limit, least=least)
+
+    def _least(self, site: WeightSite) -> Tensor:
+        """The least scales with which every bias fits its 32 bits (`plan.plan_quantization` says the same)."""
+        least = torch.zeros((), dtype=torch.float64)
+        for bias in (bias for bias in self.biases if bias.weight == site.weight):
+            size = self.value(bias.bias).detach().abs().double()
+            step = self._scales["activation", bias.step].detach().double() * LARGEST_BIAS
+            least = torch.maximum(least, (size.max() if site.axis is None else size) / step)
+        return least
+
+    def _is_constant(self, key: tuple[str, str]) -> bool:
+        return key[0] == "weight" and self.weights[key[1]].constant
+
+
+def _shifted(point: Point) -> tuple[int, int]:
+    """The ends of a point's type, counted from its zero point."""
+    low, high = _BOUNDS[point.dtype]
+    return low - point.zero_point, high - point.zero_point
+
+
+def _one_each(sites: list[WeightSite]) -> dict[str, WeightSite]:
+    """Weight → its site. Raises ModelError for a weight that is stored in two ways."""
+    found: dict[str, WeightSite] = {}
+    for site in sites:
+        first = found.setdefault(site.weight, site)
+        ways = [(each.axis, each.limit, each.constant) for each in (first, site)]
+        if ways[0] != ways[1]:
+            raise ModelError(f"the weight {site.weight!r} is stored in two ways (axis, limit, constant): {ways}")
+    return found

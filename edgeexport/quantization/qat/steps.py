@@ -1,0 +1,136 @@
+"""Rounding to integers that a gradient passes through, and the taps that do it at the sites of a twin.
+
+The rule: forwards the very numbers of the int8 file: float32 division by the scale, halves to even, saturation at the
+ends of the type. Backwards the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432) for values, and the
+gradient of learned step size quantization (Esser et al. 2020, arXiv:1902.08153) for steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# A site's scale by ("activation", tensor) or ("weight", weight); filled anew for every run of a simulation.
+Scales = dict[tuple[str, str], Tensor]
+_LEAST_INT32, _MOST_INT32 = -(2.0**31), 2.0**31 - 1
+
+
+def whole_steps(value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:  # noqa: PLR0917  a formula
+    """Return round(value / scale), halves to even, within [low, high]; as floats."""
+    return torch.round(value / scale).clamp_(low, high)
+
+
+class _Rounded(torch.autograd.Function):
+    """value → whole steps · scale. share: what the gradient of the scale is multiplied with."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, scale: Tensor, bounds: tuple[float, float], share: float) -> Tensor:
+        steps = value / scale
+        whole = torch.round(steps)
+        kept = whole.clamp(*bounds)
+        inside = kept == whole
+        ctx.share, ctx.shape = share, scale.shape
+        slope = torch.where(inside, kept - steps, kept) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(inside, slope)
+        return kept.mul_(scale) if slope is None else kept * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        inside, slope = ctx.saved_tensors
+        of_scale = None if slope is None else (gradient * slope).sum_to_size(ctx.shape) * ctx.share
+        return gradient * inside, of_scale, None, None
+
+
+def rounded(value: Tensor, scale: Tensor, *, bounds: tuple[float, float], count: int) -> Tensor:
+    """Return `value` on the grid of `scale`. count: values that one scale stands for (Esser et al. 2020, section 2.2)."""
+    share = 1.0 / max(1.0, count * max(-bounds[0], bounds[1])) ** 0.5
+    return _Rounded.apply(value, scale, bounds, share)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class RoundedActivation(nn.Module):
+    """The tap of an activation: q = round(x / scale) + zero point, saturated to its type, as a float again.
+
+    given: steps from zero to go on with in place of x's own, which are left in `seen`; to compare with an int8 file.
+    """
+
+    def __init__(self, scales: Scales, key: tuple[str, str], *, bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self._scales, self._key, self._bounds = scales, key, bounds
+        self.given: Tensor | None = None
+        self.seen: Tensor | None = None
+
+    def forward(self, value: Tensor) -> Tensor:
+        scale = self._scales[self._key]
+        if self.given is not None:
+            self.seen = whole_steps(value, scale, *self._bounds)
+            return self.given * scale
+        return rounded(value, scale, bounds=self._bounds, count=value[0].numel() if value.ndim else 1)
+
+
+class RoundedWeight(nn.Module):
+    """The tap of a weight with a scale for each index of `axis`, or a single one."""
+
+    def __init__(self, scales: Scales, weight: str, *, axis: int | None, bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self._scales, self._key, self._axis, self._bounds = scales, ("weight", weight), axis, bounds
+
+    def forward(self, value: Tensor) -> Tensor:
+        scale = along(self._scales[self._key], axis=self._axis, rank=value.ndim)
+        return rounded(value, scale, bounds=self._bounds, count=value.numel() // scale.numel())
+
+    def integers(self, value: Tensor) -> Tensor:
+        """Return the whole steps of a weight from its zero point, as floats."""
+        scale = along(self._scales[self._key], axis=self._axis, rank=value.ndim)
+        return whole_steps(value.detach(), scale.detach(), *self._bounds)
+
+    def real(self, value: Tensor) -> Tensor:
+        """Return a weight on its grid."""
+        scale = along(self._scales[self._key], axis=self._axis, rank=value.ndim)
+        return self.integers(value) * scale.detach()
+
+
+class RoundedBias(nn.Module):
+    """The tap of a bias: 32-bit steps of input scale · weight scale. Its gradient passes as it is."""
+
+    def __init__(self, scales: Scales, step: str, weight: str) -> None:
+        super().__init__()
+        self._scales, self._step, self._weight = scales, ("activation", step), ("weight", weight)
+
+    def forward(self, value: Tensor) -> Tensor:
+        with torch.no_grad():
+            real = self.integers(value).float() * self.scale()
+        return value + (real - value).detach()
+
+    def scale(self) -> Tensor:
+        """Return the product of the two scales, in float32 as the quantizer computes it."""
+        return (self._scales[self._step] * self._scales[self._weight]).detach()
+
+    def integers(self, value: Tensor) -> Tensor:
+        """Return the whole steps of a bias, as float64."""
+        return whole_steps(value.detach().double(), self.scale().double(), _LEAST_INT32, _MOST_INT32)
+
+
+def along(scales: Tensor, *, axis: int | None, rank: int) -> Tensor:
+    """Return scales in a shape that broadcasts along `axis` of a tensor of this rank; a single one without shape."""
+    if axis is None:
+        return scales.reshape(())
+    return scales.reshape([-1 if index == axis else 1 for index in range(rank)])
+
+
+def following(value: Tensor, *, axis: int | None, limit: int, least: Tensor | float) -> Tensor:
+    """Return the scales that `plan.weight_scales` gives these values, none below `least`: same numbers, same bits."""
+    from edgeexport.quantization.plan import LEAST_SCALE
+
+    size = value.detach().abs()
+    others = [index for index in range(value.ndim) if index != axis]
+    largest = (size.max().reshape(1) if axis is None else size.amax(others)).double()
+    scales = 2.0 * largest / (2.0 * limit)
+    dead = largest == 0.0
+    if bool(dead.all()):
+        scales = torch.ones_like(scales)
+    scales = torch.where(dead, scales.max(), scales).clamp(min=LEAST_SCALE).float()
+    return torch.maximum(scales.double(), torch.as_tensor(least, dtype=torch.float64)).float()
+
