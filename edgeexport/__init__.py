@@ -33,6 +33,7 @@ _PUBLIC = {
     "export": _VERBS,
     "calibrate": _VERBS,
     "quantize": _VERBS,
+    "qat": _VERBS,
     "convert": _VERBS,
     "compare": _VERBS,
     "measure": _VERBS,

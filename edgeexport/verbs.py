@@ -19,7 +19,7 @@ from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.ranges import Ranges
-from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Prune
+from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Prune, Quantize
 from edgeexport.records.target import Target, Tolerance, load_target
 from edgeexport.records.training import TrainingRecord
 
@@ -111,6 +111,35 @@ def quantize(
     numbers = _target(target).numbers()
     plan = quantization.plan_quantization(Path(model), ranges, numbers=numbers, keep_float=keep_float)
     quantization.quantize(Path(model), plan, out=Path(out))
+    return plan
+
+
+def qat(
+    model: Path | str,
+    ranges: Ranges,
+    *,
+    data: TrainingData,
+    target: Target | str,
+    out: Path | str,
+    step: Quantize | None = None,
+) -> QuantizationPlan:
+    """Train an fp32 .onnx file's weights for a target's integers and write the int8 QDQ form; return its plan.
+
+    Learns the file's own answers in float, and labels where `data` has them (see `quantization.train_quantized`).
+    step: how long, with which nodes in float, and whether scales are learnt.
+    """
+    import tempfile
+
+    from edgeexport import quantization
+
+    asked, path = step or Quantize(), Path(model)
+    kept = dict.fromkeys(asked.keep_float, "asked for")
+    plan = quantization.plan_quantization(path, ranges, numbers=_target(target).numbers(), keep_float=kept)
+    lesson = quantization.Lesson(asked.training, learn_steps=asked.learn_steps)
+    with tempfile.TemporaryDirectory(prefix="edgeexport-") as folder:
+        trained = Path(folder) / "trained.onnx"
+        plan = quantization.train_quantized(path, plan, data=data, out=trained, lesson=lesson).plan
+        quantization.quantize(trained, plan, out=Path(out))
     return plan
 
 

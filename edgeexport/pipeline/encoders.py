@@ -46,7 +46,7 @@ def linear_forms(lane: Lane, rung: TorchRung) -> Iterator[Form]:
     if lane.target.runtime != RUNTIME:
         return
     try:
-        choice = _choice(lane, rung)
+        choice = form_choice(lane, rung)
     except (ModelError, DataError) as error:
         yield Form(f"{rung.name} int8 linear layers", rung, _failing(error))
         return
@@ -64,7 +64,7 @@ def half_form(lane: Lane, rung: TorchRung) -> Iterator[Form]:
         out = folder / INT8
         half = quantization.to_half(spine_path(rung), calibration_feeds(lane.road, rung), out=out)
         told = f"{half.tensor!r} reaches {half.largest:.4g}, float16 holds {half.headroom:.3g} times that"
-        return _compared(lane, rung, folder=folder, maker="to float16", notes=(told,))
+        return compared(lane, rung, folder=folder, maker="to float16", notes=(told,))
 
     def build() -> Built:
         key = {
@@ -85,7 +85,7 @@ def _failing(error: EdgeExportError) -> Callable[[], Built]:
     return build
 
 
-def _choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
+def form_choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
     """Make every form and order them, as one stage."""
     road, numbers = lane.road, lane.target.numbers()
 
@@ -115,7 +115,7 @@ def _building(lane: Lane, rung: TorchRung, *, choice: Stage[FormChoice], trial: 
     def make(folder: Path) -> Quantized:
         shutil.copyfile(choice.folder / trial.path, folder / INT8)
         maker = " ".join(["quantize", trial.form, *trial.rewritings])
-        return _compared(lane, rung, folder=folder, maker=maker, notes=(choice.record.reason,))
+        return compared(lane, rung, folder=folder, maker=maker, notes=(choice.record.reason,))
 
     def build() -> Built:
         key = {"choice": choice.key, "trial": trial.path, "tolerance": lane.target.tolerance.int8_sqnr_db}
@@ -124,7 +124,7 @@ def _building(lane: Lane, rung: TorchRung, *, choice: Stage[FormChoice], trial: 
     return build
 
 
-def _compared(lane: Lane, rung: TorchRung, *, folder: Path, maker: str, notes: tuple[str, ...]) -> Quantized:
+def compared(lane: Lane, rung: TorchRung, *, folder: Path, maker: str, notes: tuple[str, ...]) -> Quantized:
     """The record of a file that was written to `folder`, compared with the rung."""
     out = folder / INT8
     digest = rung.spine.record.artifact.digest

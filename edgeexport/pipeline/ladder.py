@@ -16,6 +16,7 @@ from edgeexport.pipeline.encoders import half_form, is_encoder, linear_forms
 from edgeexport.pipeline.forms import Static
 from edgeexport.pipeline.lower import Candidate, Form, Lane, candidate, fp32_candidate
 from edgeexport.pipeline.mixing import float_layers
+from edgeexport.pipeline.qat import may_train, trained_form
 from edgeexport.pipeline.repairing import repaired
 from edgeexport.pipeline.reweighting import WAYS, Way, static_int8
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -70,6 +71,10 @@ Found: TypeAlias = "list[tuple[_Attempt, Candidate]]"
 def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
     """Yield the static int8 forms; return how the last one failed."""
     found: Found = []
+    if step.qat == "always":
+        fault = yield from _taught(lane, rung, step=step, found=found)
+        if fault not in {"accuracy", "unbuilt"}:
+            return fault
     if step.improve == "always":
         fault = yield from _contest(lane, rung, step=step, found=found)
     else:
@@ -78,6 +83,8 @@ def _static_int8(lane: Lane, rung: TorchRung, *, step: Quantize) -> Climb:
             fault = yield from _tried(lane, rung, attempts=_better(step, found), found=found)
     if fault == "accuracy" and found:
         fault = yield from _mixed(lane, rung, found=found)
+    if step.qat == "if-needed" and may_train(lane, step) and _lost(lane, found, fault=fault):
+        fault = yield from _taught(lane, rung, step=step, found=_lost(lane, found, fault=fault))
     too_slow = [tried for tried in found if _fault(lane, tried[1]) == "speed"]
     if too_slow:
         attempt, slow = min(too_slow, key=_merit)
@@ -107,6 +114,22 @@ def _tried(lane: Lane, rung: TorchRung, *, attempts: Iterable[_Attempt], found: 
         if fault != "accuracy":
             break
     return fault
+
+
+def _lost(lane: Lane, found: Found, *, fault: Fault) -> Found:
+    """The forms wholly in integers that lost too much, where nothing helped, or only floats did that cost too much."""
+    whole = [tried for tried in found if not tried[0].floats]
+    if fault != "accuracy" and len(whole) == len(found):
+        return []
+    return [tried for tried in whole if _fault(lane, tried[1]) == "accuracy"]
+
+
+def _taught(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Climb:
+    """Yield the form whose weights are trained for their integers, from the best of `found`; return how it failed."""
+    best = min(found, key=_merit)[0] if found else next(_plain(step))
+    made = candidate(lane, trained_form(lane, rung, step=step, way=best.way, choice=best.choice))
+    yield made
+    return _fault(lane, made) if isinstance(made, Candidate) else "accuracy" if found else "unbuilt"
 
 
 def _contest(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Climb:

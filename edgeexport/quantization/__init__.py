@@ -5,6 +5,7 @@ The rule: every number is decided in the plan; `quantize` only applies it, and p
 
 from edgeexport.quantization.blockwise import quantize_blockwise as quantize_blockwise
 from edgeexport.quantization.calibrate import calibrate as calibrate
+from edgeexport.quantization.encoder import SPLIT as SPLIT
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
 from edgeexport.quantization.equalize import equalize as equalize
@@ -16,6 +17,8 @@ from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
 from edgeexport.quantization.integer import quantize_static_encoder as quantize_static_encoder
 from edgeexport.quantization.outliers import split_outliers as split_outliers
 from edgeexport.quantization.plan import plan_quantization as plan_quantization
+from edgeexport.quantization.qat import Lesson as Lesson
+from edgeexport.quantization.qat import train_quantized as train_quantized
 from edgeexport.quantization.qdq import quantize as quantize
 from edgeexport.quantization.relearn import correct_biases as correct_biases
 from edgeexport.quantization.relearn import learn_rounding as learn_rounding

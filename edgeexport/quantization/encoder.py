@@ -34,6 +34,8 @@ ENOUGH = 0.998
 # Shares of fp32's time that differ by less are not told apart: then the nearer to float goes first.
 ALIKE = 0.05
 REWRITINGS = ("smoothed", "outliers split")
+# The float model after both, beside the trials.
+SPLIT = "split.onnx"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Spines:
 
 def encoder_spines(model_path: Path, samples: Sequence[Feeds], *, folder: Path) -> Spines:
     """Write the two rewritings of the float model into `folder`. samples: calibration feeds."""
-    smoothed, split = folder / "smoothed.onnx", folder / "split.onnx"
+    smoothed, split = folder / "smoothed.onnx", folder / SPLIT
     smooth(model_path, samples, out=smoothed)
     split_outliers(smoothed, samples, out=split)
     return Spines(model_path, smoothed, split)

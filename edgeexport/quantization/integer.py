@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
@@ -19,10 +20,11 @@ from edgeexport.graph.walk import graphs
 from edgeexport.quantization.channels import linear_nodes, store, weight_matrix
 from edgeexport.quantization.outliers import BESIDE
 from edgeexport.quantization.pairs import pair_scales
+from edgeexport.quantization.placement import attribute
 from edgeexport.quantization.plan import weight_scales
 from edgeexport.records.base import file_digest
 from edgeexport.records.encoder import EncoderForm, EncoderPlan
-from edgeexport.records.plan import Point, QuantizationPlan
+from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 from edgeexport.records.target import NumberFormat
 from edgeexport.runtimes.ort_saturation import neighbours
 
@@ -35,6 +37,7 @@ LEAST_WEIGHTS = 4096
 FLOOR = "1.8"
 MICROSOFT = "com.microsoft"
 UNSIGNED = NumberFormat(activations="uint8")
+NO_POINTS: Mapping[str, WeightPoint] = MappingProxyType({})
 _SMALL = f"fewer than {LEAST_WEIGHTS} weights"
 
 
@@ -54,12 +57,13 @@ def quantize_static_encoder(model_path: Path, plan: QuantizationPlan, *, out: Pa
     """Write the form whose activation ranges are those of a plan (of this very file). Other nodes stay in float.
 
     The plan must have unsigned activations: with `keep_encoder_float` as its `keep_float` it has all that is needed.
+    Where it has a scale for every output of a layer, or every row of a table, that scale is taken.
     """
     if plan.model_digest != file_digest(model_path):
         raise DataError(f"the plan belongs to the model {plan.model_digest}, not to {model_path}")
     if plan.numbers.activations != "uint8":
         raise DataError("the integer kernels of encoders take uint8 activations, the plan has int8 ones")
-    job = _Job("static", dict(plan.keep_float), plan.numbers, plan.activations)
+    job = _Job("static", dict(plan.keep_float), plan.numbers, plan.activations, plan.weights)
     return _written(model_path, out, job=job)
 
 
@@ -84,6 +88,7 @@ class _Job:
     keep_float: dict[str, str]
     numbers: NumberFormat
     points: Mapping[str, Point] = field(default_factory=dict)
+    weights: Mapping[str, WeightPoint] = field(default_factory=dict)
     done: dict[str, str] = field(default_factory=dict)
     inputs: dict[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
 
@@ -99,7 +104,7 @@ def _written(model_path: Path, out: Path, *, job: _Job) -> EncoderPlan:
             else:
                 _integer_linear(part, node, job=job, visible=visible)
                 job.done[label(node)] = f"int8 weights per output channel, {job.form} uint8 activations"
-    job.done.update(quantize_tables(model))
+    job.done.update(quantize_tables(model, job.weights))
     if not job.done:
         raise ModelError(f"it has no linear layer and no table that can be int8: {_reasons(kept)}")
     finish(model, out)
@@ -138,15 +143,18 @@ def take_bias(part: GraphProto, node: NodeProto, *, stored: Mapping[str, NDArray
     return other, following
 
 
-def quantize_tables(model: ModelProto) -> dict[str, str]:
-    """Store the large tables that a Gather reads by rows in int8, a scale per row, in place; return node -> how."""
+def quantize_tables(model: ModelProto, points: Mapping[str, WeightPoint] = NO_POINTS) -> dict[str, str]:
+    """Store the large tables that a Gather reads by rows in int8, a scale per row, in place; return node -> how.
+
+    points: scales of tables that are not to be taken from their values.
+    """
     done = {}
     for part, visible in scopes(model):
         for node in [node for node in part.node if node.op_type == "Gather" and node.input[0] in visible]:
             table = visible[node.input[0]]
             rows = not any(item.name == "axis" and item.i not in {0, -table.ndim} for item in node.attribute)
             if rows and table.ndim == 2 and table.dtype.name == "float32" and table.size >= LEAST_WEIGHTS:
-                _integer_table(part, node, table=table)
+                _integer_table(part, node, table=table, point=points.get(node.input[0]))
                 done[label(node)] = "table in int8, a scale per row"
     return done
 
@@ -171,7 +179,8 @@ def _integer_linear(part: GraphProto, node: NodeProto, *, job: _Job, visible: Ma
     from onnx import helper
 
     matrix = weight_matrix(node, visible[node.input[1]])
-    scales, integers = _integer_weight(matrix, numbers=job.numbers)
+    planned = _planned_scales(job.weights.get(node.input[1]), 0 if _is_turned(node) else 1)
+    scales, integers = _integer_weight(matrix, planned, numbers=job.numbers)
     values, scale, zero_point = _integer_input(part, node, job=job)
     bias, result = take_bias(part, node, stored=visible)
     name = node.input[1]
@@ -180,16 +189,24 @@ def _integer_linear(part: GraphProto, node: NodeProto, *, job: _Job, visible: Ma
     node.CopyFrom(helper.make_node("MatMulIntegerToFloat", inputs, [result], node.name, domain=MICROSOFT))
 
 
-def _integer_weight(matrix: NDArray[Any], *, numbers: NumberFormat) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return (scales, int8 weights) of a matrix (inputs, outputs)."""
+def _integer_weight(
+    matrix: NDArray[Any], planned: NDArray[Any] | None, *, numbers: NumberFormat
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (scales, int8 weights) of a matrix (inputs, outputs). planned: its scales, where the plan has them."""
     import numpy as np
 
-    scales = weight_scales(matrix, 1, reduce_range=numbers.reduce_range)
+    scales = weight_scales(matrix, 1, reduce_range=numbers.reduce_range) if planned is None else planned
     if numbers.fit_pairs:
-        fitting = pair_scales(matrix.T, met=neighbours(np.arange(len(matrix)))[None])
-        scales = np.maximum(scales, fitting).astype(np.float32)
+        scales = np.maximum(scales, fitting_scales(matrix)).astype(np.float32)
     most = 64 if numbers.reduce_range else 127
     return scales, np.clip(np.rint(matrix / scales), -most, most).astype(np.int8)
+
+
+def fitting_scales(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return the least scales of a matrix (inputs, outputs) at which its pairs fit 16-bit sums."""
+    import numpy as np
+
+    return pair_scales(matrix.T, met=neighbours(np.arange(len(matrix)))[None])
 
 
 def _integer_input(part: GraphProto, node: NodeProto, *, job: _Job) -> tuple[str, str, str]:
@@ -215,11 +232,12 @@ def _integer_input(part: GraphProto, node: NodeProto, *, job: _Job) -> tuple[str
     return names
 
 
-def _integer_table(part: GraphProto, node: NodeProto, *, table: NDArray[Any]) -> None:
+def _integer_table(part: GraphProto, node: NodeProto, *, table: NDArray[Any], point: WeightPoint | None) -> None:
     import numpy as np
     from onnx import helper
 
-    scales = weight_scales(table, 0, reduce_range=False)[:, None]
+    planned = _planned_scales(point, 0)
+    scales = (weight_scales(table, 0, reduce_range=False) if planned is None else planned)[:, None]
     integers = np.clip(np.rint(table / scales), -127, 127).astype(np.int8)
     name, result, rows = node.input[0], node.output[0], node.input[1]
     picked, real, scale = f"{result}_quantized", f"{result}_integers", f"{result}_scale"
@@ -234,6 +252,17 @@ def _integer_table(part: GraphProto, node: NodeProto, *, table: NDArray[Any]) ->
     place = next(index for index, other in enumerate(part.node) if other is node)
     for offset, item in enumerate(new):
         part.node.insert(place + 1 + offset, item)
+
+
+def _planned_scales(point: WeightPoint | None, axis: int) -> NDArray[Any] | None:
+    """The plan's scales along this axis of a weight; None if it has no such ones."""
+    import numpy as np
+
+    return None if point is None or point.axis != axis else np.array(point.scales, np.float32)
+
+
+def _is_turned(node: NodeProto) -> bool:
+    return bool(node.op_type == "Gemm" and attribute(node, "transB", default=0))
 
 
 def _refusal(job: _Job, node: NodeProto, *, visible: Mapping[str, NDArray[Any]]) -> str:

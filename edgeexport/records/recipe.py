@@ -302,6 +302,7 @@ class Quantize(Record, tag_field="do", tag="quantize"):
             raise RecipeError("`quantize.methods` is empty, expected at least one method")
 
 
+_SAMPLES = "give `data.train`; its samples may be without labels"
 Step = Train | Distill | Prune | Quantize
 
 
@@ -329,10 +330,19 @@ class Recipe(Record):
         if model.onnx and any(not isinstance(step, Quantize) for step in self.step):
             raise RecipeError("an .onnx source can be quantized, not trained, distilled or pruned")
         _check_order(self.step)
+        trained = any(isinstance(step, Quantize) and step.qat == "always" for step in self.step)
+        if trained and not teaches(self):
+            raise RecipeError('`quantize.qat` is "always", and there are no samples to train on', next_step=_SAMPLES)
 
     def resolve(self, reference: str) -> Path:
         """Return the absolute path that `reference` means, read from the recipe's folder."""
         return (Path(self.folder) / expand(reference)).resolve()
+
+
+def teaches(recipe: Recipe) -> bool:
+    """Whether a recipe has samples that int8 may be trained on: `data.train`, or a pool that another step trains on."""
+    trains = any(not isinstance(step, Quantize) for step in recipe.step)
+    return recipe.data.train is not None or (recipe.data.pool is not None and trains)
 
 
 def _check_order(steps: tuple[Step, ...]) -> None:

@@ -9,10 +9,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from edgeexport.errors import RecipeError
 from edgeexport.pipeline import encoders, ladder
 from edgeexport.pipeline.lower import Candidate, Form, Lane
 from edgeexport.records.artifact import Artifact
-from edgeexport.records.recipe import Quantize
+from edgeexport.records.recipe import DataSpec, ModelSpec, Quantize, Recipe
 from edgeexport.records.run import Rung
 from edgeexport.records.target import Tolerance, load_target
 from edgeexport.records.verdict import Drop, LimitVerdict, Verdict
@@ -22,21 +23,31 @@ ARTIFACT = Artifact("m.onnx", "onnx", "sha256:0", 1, "", "test")
 LIMITS = {"speed": "never_slower", "accuracy": "max_drop"}
 
 
+def _trained(_: Lane, rung: Any, *, step: Quantize, way: str, choice: Any) -> Form:
+    """The form that `ladder.trained_form` would give, never built."""
+    return Form(" ".join(filter(None, ["source int8 qat", way, choice.method])), rung, lambda: cast("Any", None))
+
+
 class Climbed:
     """A lane on which every form fails as told: name -> (fault, drop); what is not told cannot be built."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, faults: Mapping[str, tuple[str, float]]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, faults: Mapping[str, tuple[str, float]], *, train: str | None = None
+    ) -> None:
         self.faults = faults
         self.rolled_back: set[str] = set()
+        recipe = Recipe(model=ModelSpec(onnx="m.onnx"), data=DataSpec(train=train))
+        self.road = SimpleNamespace(recipe=recipe)
         self.refused: dict[str, Verdict] = {}
         self.repaired: list[str] = []
         monkeypatch.setattr(ladder, "candidate", self._candidate)
         monkeypatch.setattr(ladder, "repaired", lambda _, slow, **__: self.repaired.append(slow.row.name))
+        monkeypatch.setattr(ladder, "trained_form", _trained)
         monkeypatch.setattr(ladder, "float_layers", lambda *_: [{"layer": "it loses most"}])
 
     def names(self, **step: Any) -> list[str]:
         """What is tried, in order, when all of it fails."""
-        lane = cast("Lane", SimpleNamespace(refused=self.refused))
+        lane = cast("Lane", SimpleNamespace(refused=self.refused, road=self.road))
         tried = ladder._static_int8(
             lane,
             RUNG,
@@ -101,6 +112,48 @@ def test_as_few_layers_are_left_in_float_as_the_gates_ask_for(
     monkeypatch.setattr(ladder, "float_layers", lambda *_: [{f"layer {number}": "it loses"} for number in range(11)])
     counts = [name.split()[1] for name in climbed.names(methods=("minmax",)) if name.endswith("in float")]
     assert [int(count) for count in counts] == tried
+
+
+PLAIN = {"source int8 minmax": ("accuracy", 3.0), "source int8 mse": ("accuracy", 2.0)}
+
+
+def test_what_nothing_else_helps_is_trained_from_the_form_that_lost_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Climbed(monkeypatch, PLAIN, train="data:train").names(methods=("minmax", "mse"))
+    assert tried[-1] == "qat mse"
+    assert "qat mse" not in tried[:-1]
+    balanced = {**PLAIN, "source int8 equalized rounded mse": ("accuracy", 1.0)}
+    assert Climbed(monkeypatch, balanced, train="t").names(methods=("minmax", "mse"))[-1] == "qat equalized rounded mse"
+
+
+def test_without_samples_or_against_the_users_word_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "qat" not in " ".join(Climbed(monkeypatch, PLAIN).names(methods=("minmax",)))
+    assert "qat" not in " ".join(Climbed(monkeypatch, PLAIN, train="t").names(methods=("minmax",), qat="never"))
+
+
+def test_layers_in_float_that_cost_too_much_time_ask_for_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {"source int8 minmax": ("accuracy", 3.0), "source int8 minmax 1 in float": ("speed", 0.1)}
+    tried = Climbed(monkeypatch, faults, train="t").names(methods=("minmax",))
+    assert tried[-2:] == ["qat minmax", "minmax 1 in float repaired"]
+
+
+def test_what_is_only_too_slow_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Climbed(monkeypatch, {"source int8 minmax": ("speed", 0.1)}, train="t").names(methods=("minmax",))
+    assert tried == ["minmax", "minmax repaired"]
+
+
+def test_always_training_goes_before_all_else_and_the_rest_follows_if_it_loses_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step: dict[str, Any] = {"methods": ("minmax",), "qat": "always"}
+    lossy = {**PLAIN, "source int8 qat minmax": ("accuracy", 2.0)}
+    assert Climbed(monkeypatch, lossy, train="t").names(**step)[:2] == ["qat minmax", "minmax"]
+    slow = {**PLAIN, "source int8 qat minmax": ("speed", 0.0)}
+    assert Climbed(monkeypatch, slow, train="t").names(**step) == ["qat minmax"]
+
+
+def test_training_always_needs_samples() -> None:
+    with pytest.raises(RecipeError, match="no samples to train on"):
+        Recipe(model=ModelSpec(onnx="m.onnx"), data=DataSpec(pool="digits"), step=(Quantize(qat="always"),))
 
 
 def test_float16_that_held_one_tolerance_is_compared_anew_for_another() -> None:

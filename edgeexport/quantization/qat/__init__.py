@@ -8,13 +8,12 @@ for bit.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeexport import graph
-from edgeexport.errors import DataError
+from edgeexport.errors import DataError as DataError
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.integer import quantize_static_encoder
 from edgeexport.quantization.qat.twin import Twin, encoder_twin, qdq_twin
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 Form = Literal["qdq", "encoder"]
 # The teacher is the network itself in float: its answers are near, and say more than labels do.
 TEMPERATURE, SOFT_SHARE = 2.0, 0.9
+_GENTLE = Tuning()
 CHECKED = 2
 
 
@@ -44,7 +44,7 @@ class Lesson:
     logits (else their squared difference is the loss). learn_steps: train scales too (LSQ). form: what writes the file.
     """
 
-    training: Training = Tuning()
+    training: Training = _GENTLE
     teacher: Path | None = None
     classes: bool = True
     learn_steps: bool = False
@@ -94,9 +94,7 @@ def train_quantized(
     return Trained(trained, record, found.sentence())
 
 
-def simulate(
-    model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", learn_steps: bool = False
-) -> Simulation:
+def simulate(model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", learn_steps: bool = False) -> Simulation:
     """Return the module that computes what the int8 file of a plan computes, trainable under the ONNX names.
 
     Raises DataError for a plan of another model, and ModelError or UnsupportedOperator for what has no simulation.
@@ -124,9 +122,7 @@ def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
 
     hard = None if data.labels is None else resolve_loss(lesson.training.loss, data.folder)
     frozen = graph.lift(graph.load(teacher)).requires_grad_(requires_grad=False)
-    return distillation_loss(
-        frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes
-    )
+    return distillation_loss(frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes)
 
 
 def _save(model_path: Path, module: Simulation, *, out: Path) -> None:

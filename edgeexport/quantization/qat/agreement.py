@@ -1,7 +1,7 @@
 """Checks of a simulation against the int8 file that it stands for: what is stored, and what onnxruntime computes.
 
-The rule: what is stored must be equal bit for bit, or ModelError. What is computed is compared site by site, each on the
-file's own integers before it, so that one site's difference is not another's.
+The rule: what is stored must be equal bit for bit, or ModelError. What is computed is compared site by site, each on
+the file's own integers before it, so that one site's difference is not another's.
 """
 
 from __future__ import annotations
@@ -126,4 +126,3 @@ def _tensors(simulation: Simulation, twin: Twin) -> Iterator[str]:
     for bias, other in zip(simulation.biases, twin.biases, strict=True):
         if not np.array_equal(twin.stored[other.integers].ravel(), trained[bias.tensor].ravel()):
             yield f"integers of {bias.bias!r}"
-

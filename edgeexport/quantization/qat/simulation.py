@@ -1,7 +1,7 @@
 """The simulation of an int8 file in torch: its twin, lifted, rounding at every site; trainable.
 
-The rule: scales are worked out once at the start of a run, from what is trained now, and every site reads them there, so
-that a bias and its layer never disagree. What training ends in is weights and a plan, nothing else.
+The rule: scales are worked out once at the start of a run, from what is trained now, and every site reads them there,
+so that a bias and its layer never disagree. What training ends in is weights and a plan, nothing else.
 """
 
 from __future__ import annotations

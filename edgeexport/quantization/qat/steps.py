@@ -17,7 +17,7 @@ Scales = dict[tuple[str, str], Tensor]
 _LEAST_INT32, _MOST_INT32 = -(2.0**31), 2.0**31 - 1
 
 
-def whole_steps(value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:  # noqa: PLR0917  a formula
+def whole_steps(value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
     """Return round(value / scale), halves to even, within [low, high]; as floats."""
     return torch.round(value / scale).clamp_(low, high)
 
@@ -45,7 +45,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def rounded(value: Tensor, scale: Tensor, *, bounds: tuple[float, float], count: int) -> Tensor:
-    """Return `value` on the grid of `scale`. count: values that one scale stands for (Esser et al. 2020, section 2.2)."""
+    """Return `value` on the grid of `scale`. count: values that one scale stands for (Esser et al. 2020, 2.2)."""
     share = 1.0 / max(1.0, count * max(-bounds[0], bounds[1])) ** 0.5
     return _Rounded.apply(value, scale, bounds, share)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -63,6 +63,7 @@ class RoundedActivation(nn.Module):
         self.seen: Tensor | None = None
 
     def forward(self, value: Tensor) -> Tensor:
+        """Round; a gradient passes."""
         scale = self._scales[self._key]
         if self.given is not None:
             self.seen = whole_steps(value, scale, *self._bounds)
@@ -78,6 +79,7 @@ class RoundedWeight(nn.Module):
         self._scales, self._key, self._axis, self._bounds = scales, ("weight", weight), axis, bounds
 
     def forward(self, value: Tensor) -> Tensor:
+        """Round; a gradient passes."""
         scale = along(self._scales[self._key], axis=self._axis, rank=value.ndim)
         return rounded(value, scale, bounds=self._bounds, count=value.numel() // scale.numel())
 
@@ -100,6 +102,7 @@ class RoundedBias(nn.Module):
         self._scales, self._step, self._weight = scales, ("activation", step), ("weight", weight)
 
     def forward(self, value: Tensor) -> Tensor:
+        """Round; a gradient passes."""
         with torch.no_grad():
             real = self.integers(value).float() * self.scale()
         return value + (real - value).detach()
@@ -133,4 +136,3 @@ def following(value: Tensor, *, axis: int | None, limit: int, least: Tensor | fl
         scales = torch.ones_like(scales)
     scales = torch.where(dead, scales.max(), scales).clamp(min=LEAST_SCALE).float()
     return torch.maximum(scales.double(), torch.as_tensor(least, dtype=torch.float64)).float()
-

@@ -174,9 +174,7 @@ class _Qdq:
         tensor = self.makers[source.input[0]].input[0].removesuffix(INPUT_SUFFIX)
         name = str(self.named[layer.name].input[2])
         of = weight.input[0].removesuffix(WEIGHT_SUFFIX)
-        self.twin.biases.append(
-            BiasSite(node.output[0], name, self.owners[tensor], of, node.input[0], node.input[1])
-        )
+        self.twin.biases.append(BiasSite(node.output[0], name, self.owners[tensor], of, node.input[0], node.input[1]))
         return name
 
 
@@ -242,9 +240,7 @@ class _Encoder:
         node.input[place] = tensor
 
 
-def _assemble(
-    twin: Twin, origin: ModelProto, *, nodes: list[NodeProto], floats: Mapping[str, NDArray[Any]]
-) -> None:
+def _assemble(twin: Twin, origin: ModelProto, *, nodes: list[NodeProto], floats: Mapping[str, NDArray[Any]]) -> None:
     """Fill the twin's model: these nodes, and of the stored tensors those that they read."""
     from onnx import numpy_helper
 
@@ -291,6 +287,6 @@ def _refuse_without_steps(quantized: ModelProto) -> None:
     for node in quantized.graph.node:
         if node.op_type in _WITHOUT_STEPS:
             raise ModelError(
-                f"{node.name!r} is a {node.op_type}: {_WITHOUT_STEPS[node.op_type]}, so there are no steps to train for",
+                f"{node.name!r} is a {node.op_type}: {_WITHOUT_STEPS[node.op_type]}, so it has no steps to train",
                 next_step="plan a static form",
             )
