@@ -20,6 +20,7 @@ _PUBLIC = {
     "Preprocess": f"{_RECORDS}.recipe",
     "Limits": f"{_RECORDS}.recipe",
     "Training": f"{_RECORDS}.recipe",
+    "Tuning": f"{_RECORDS}.recipe",
     "Train": f"{_RECORDS}.recipe",
     "Distill": f"{_RECORDS}.recipe",
     "Prune": f"{_RECORDS}.recipe",

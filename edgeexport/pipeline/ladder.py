@@ -42,10 +42,11 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
 
 def _reduced(lane: Lane, rung: TorchRung, *, step: Quantize) -> Iterator[Candidate | Rung]:
     """Yield the reduced forms of one rung: static int8 and its remedies, those of linear layers, float16."""
-    if is_encoder(rung):
+    linear_first = is_encoder(rung) and step.qat != "always"
+    if linear_first:
         yield from _each(lane, linear_forms(lane, rung))
     fault = yield from _static_int8(lane, rung, step=step)
-    if not is_encoder(rung) and fault in {"unbuilt", "accuracy"}:
+    if not linear_first and fault in {"unbuilt", "accuracy"}:
         yield from _each(lane, linear_forms(lane, rung))
     yield from _each(lane, half_form(lane, rung))
 

@@ -32,9 +32,9 @@ from tests.needs import DATA
 
 # One scale for each weight: the format of small integer engines, and of per-tensor delegates.
 NUMBERS = NumberFormat(activations="uint8", per_channel=False)
-WIDTHS = ((64, 1), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1))
-NORMAL = Training(epochs=6, batch_size=128, learning_rate=0.1, augment="crop-flip")
-RESCUE = Tuning(epochs=1.5, batch_size=128, augment="crop-flip")
+STEM, WIDTHS = 24, ((32, 2), (64, 1), (64, 1), (64, 1), (128, 2), (128, 1))
+NORMAL = Training(epochs=5, batch_size=128, learning_rate=0.1, augment="crop-flip")
+RESCUE = Tuning(epochs=2, batch_size=128, augment="crop-flip")
 CALIBRATED = 256
 BROKEN, WITHIN = 5.0, 0.5
 EXACT = {"config_entries": {"session.x64quantprecision": "1"}}
@@ -98,7 +98,7 @@ class DepthwiseNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers, width = [_block(3, 32, stride=2)], 32
+        layers, width = [_block(3, STEM, stride=2)], STEM
         for into, stride in WIDTHS:
             layers += [_block(width, width, stride=stride, groups=width), _block(width, into, size=1)]
             width = into

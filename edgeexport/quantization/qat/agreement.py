@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from edgeexport import graph
-from edgeexport.errors import ModelError
+from edgeexport.errors import CorruptFile, ModelError
 from edgeexport.quantization.qat.simulation import Simulation
 from edgeexport.quantization.qat.twin import Twin
-from edgeexport.runtimes.ort import open_session
+from edgeexport.runtimes.ort import OrtSession, open_session
 from edgeexport.runtimes.protocol import Feeds
 
 if TYPE_CHECKING:
@@ -27,22 +27,30 @@ if TYPE_CHECKING:
 
 # onnxruntime's x86 kernels without VNNI saturate sums of 8-bit products; with this they do not.
 EXACT = {"config_entries": {"session.x64quantprecision": "1"}}
+# onnxruntime does not open a file with EXACT in which layers share a weight; unfused it computes in float, without sums
+# that saturate.
+UNFUSED = {"graph_optimization_level": "disable"}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """values: integers compared; equal: how many are the same; worst: the largest difference, in steps, at `tensor`."""
+    """values: integers compared; equal: how many are the same; worst: the largest difference, in steps, at `tensor`.
+
+    fused: integer kernels computed them, as they do where the file ships.
+    """
 
     values: int
     equal: int
     worst: int
     tensor: str
+    fused: bool = True
 
     def sentence(self) -> str:
         """Say it in words."""
         share = 100.0 * self.equal / max(1, self.values)
         where = f" (at {self.tensor!r})" if self.worst else ""
-        return f"simulation and onnxruntime: {share:.3f} % of {self.values} integers equal, {self.worst} steps{where}"
+        runtime = "onnxruntime" if self.fused else "onnxruntime without integer kernels"
+        return f"simulation and {runtime}: {share:.3f} % of {self.values} integers equal, {self.worst} steps{where}"
 
 
 def prove_stored(simulation: Simulation, twin: Twin) -> None:
@@ -59,7 +67,7 @@ def agreement(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterab
     int8: the file of `twin`. Raises ModelError if the simulation does not reach a site.
     """
     names = [site.integers for site in twin.activations]
-    session = open_session(graph.expose(graph.load(int8), names).SerializeToString(), options=EXACT)
+    session, fused = _opened(graph.expose(graph.load(int8), names).SerializeToString())
     values = equal = worst = 0
     tensor = ""
     for feeds in samples:
@@ -69,7 +77,15 @@ def agreement(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterab
             values, equal = values + gap.size, equal + int((gap == 0).sum())
             if gap.size and int(gap.max()) > worst:
                 worst, tensor = int(gap.max()), name
-    return Agreement(values, equal, worst, tensor)
+    return Agreement(values, equal, worst, tensor, fused)
+
+
+def _opened(model: bytes) -> tuple[OrtSession, bool]:
+    """Open the file with integer kernels if that is possible; say whether it was."""
+    try:
+        return open_session(model, options=EXACT), True
+    except CorruptFile:
+        return open_session(model, options=UNFUSED), False
 
 
 def _stepwise(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from edgeexport import graph
 from edgeexport.errors import ModelError
-from edgeexport.quantization.plan import LARGEST_BIAS, LEAST_SCALE
-from edgeexport.quantization.qat.steps import RoundedActivation, RoundedBias, RoundedWeight, Scales, following
+from edgeexport.quantization.plan import LARGEST_BIAS
+from edgeexport.quantization.qat.steps import RoundedActivation, RoundedBias, RoundedWeight, Scales, following, scale_of
 from edgeexport.quantization.qat.twin import Twin, WeightSite
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 
@@ -38,17 +38,19 @@ class Simulation(nn.Module):
         super().__init__()
         self.activations, self.biases = tuple(twin.activations), tuple(twin.biases)
         self.weights = _one_each(twin.weights)
-        self._plan, self._learnt = plan, learn_steps
+        self._plan = plan
         self._points = {site.step: plan.activations[site.source] for site in self.activations}
         self._scales: Scales = {}
         self.lifted = graph.lift(twin.model)
         self.taps = self._tapped(twin)
         self._places: dict[tuple[str, str], int] = {}
-        self._trained = nn.ParameterList()
+        self._starts: list[Tensor] = []
+        self._factors = nn.ParameterList()
         if learn_steps:
             with self._filled():
                 learnt = [key for key in self._scales if not self._is_constant(key)]
-                self._trained = nn.ParameterList(nn.Parameter(self._scales[key].detach().clone()) for key in learnt)
+                self._starts = [self._scales[key].detach().clone() for key in learnt]
+            self._factors = nn.ParameterList(nn.Parameter(torch.ones_like(start)) for start in self._starts)
             self._places = {key: index for index, key in enumerate(learnt)}
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -126,7 +128,7 @@ class Simulation(nn.Module):
     def _given(self, key: tuple[str, str], otherwise: Tensor) -> Tensor:
         """The trained scale of a site, or the one that it has otherwise."""
         place = self._places.get(key)
-        return otherwise if place is None else self._trained[place].clamp(min=LEAST_SCALE)
+        return otherwise if place is None else scale_of(self._factors[place], self._starts[place])
 
     def _weight_scale(self, site: WeightSite) -> Tensor:
         if site.constant:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 # A site's scale by ("activation", tensor) or ("weight", weight); filled anew for every run of a simulation.
 Scales = dict[tuple[str, str], Tensor]
+# A trained scale stays above this share of what it was.
+_LEAST_FACTOR = 0.01
 _LEAST_INT32, _MOST_INT32 = -(2.0**31), 2.0**31 - 1
 
 
@@ -48,6 +50,28 @@ def rounded(value: Tensor, scale: Tensor, *, bounds: tuple[float, float], count:
     """Return `value` on the grid of `scale`. count: values that one scale stands for (Esser et al. 2020, 2.2)."""
     share = 1.0 / max(1.0, count * max(-bounds[0], bounds[1])) ** 0.5
     return _Rounded.apply(value, scale, bounds, share)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Weighed(torch.autograd.Function):
+    """value → value. weight: what its gradient is multiplied with."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] * ctx.weight, None
+
+
+def scale_of(factor: Tensor, start: Tensor) -> Tensor:
+    """Return the scale that is trained as a factor of its start.
+
+    Under SGD a step changes it as if it were trained itself; under Adam, by a share of itself, however small it is.
+    """
+    weighed: Tensor = _Weighed.apply(factor, start.square().reciprocal())  # type: ignore[no-untyped-call]
+    return weighed.clamp(min=_LEAST_FACTOR) * start
 
 
 class RoundedActivation(nn.Module):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeexport.quantization import calibrate, keep_encoder_float, plan_quantization
 from edgeexport.records.plan import QuantizationPlan
@@ -30,10 +32,12 @@ def planned(path: Path, numbers: NumberFormat) -> QuantizationPlan:
     return plan_quantization(path, ranges, numbers=numbers)
 
 
-def planned_encoder(path: Path, *, reduce_range: bool = False) -> QuantizationPlan:
+def planned_encoder(
+    path: Path, *, reduce_range: bool = False, samples: list[dict[str, NDArray[Any]]] | None = None
+) -> QuantizationPlan:
     """The plan of the static form of a small encoder."""
     numbers = NumberFormat(activations="uint8", reduce_range=reduce_range)
-    ranges = calibrate(path, sentences(8), samples_digest="sha256:0")
+    ranges = calibrate(path, samples or sentences(8), samples_digest="sha256:0")
     return plan_quantization(path, ranges, numbers=numbers, keep_float=keep_encoder_float(path))
 
 

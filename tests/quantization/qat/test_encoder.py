@@ -54,9 +54,9 @@ def words(count: int) -> TrainingData:
 def test_training_brings_an_encoder_nearer_to_float_and_the_same_file_is_written_again(tmp_path: Path) -> None:
     path, out = small_encoder(tmp_path / "net.onnx", giant=60.0), tmp_path / "trained.onnx"
     plan = planned_encoder(path)
-    training = Tuning(epochs=60, batch_size=16, learning_rate=0.002, optimizer="adamw")
+    training = Tuning(epochs=3, batch_size=16, learning_rate=0.0003, optimizer="adamw")
     trained = train_quantized(
-        path, plan, data=words(64), out=out, lesson=Lesson(training, classes=False, form="encoder", learn_steps=True)
+        path, plan, data=words(512), out=out, lesson=Lesson(training, classes=False, form="encoder", learn_steps=True)
     )
     files = {"plain": (path, plan), "trained": (out, trained.plan)}
     judged = sentences(40, seed=9)
@@ -97,3 +97,31 @@ def test_a_weight_that_two_places_store_differently_is_refused(tmp_path: Path) -
     twin.weights.append(dataclasses.replace(twin.weights[0], axis=None))
     with pytest.raises(ModelError, match="stored in two ways"):
         Simulation(twin, plan)
+
+
+@pytest.mark.slow
+def test_bert_as_transformers_has_it_is_simulated_within_one_step(tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    import edgeexport
+    from tests.real.minilm import SentenceEncoder
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = BertConfig(vocab_size=300, max_position_embeddings=16, attn_implementation="eager", **sizes)
+    path, int8 = tmp_path / "net.onnx", tmp_path / "int8.onnx"
+    random = np.random.default_rng(0)
+    feeds = [
+        {"ids": random.integers(0, 300, (1, 16)).astype(np.int64), "mask": np.ones((1, 16), np.int64)} for _ in range(8)
+    ]
+    integers = edgeexport.InputSpec(shape=(1, 16), dtype="int64")
+    encoder = SentenceEncoder(BertModel(config, add_pooling_layer=False).eval())
+    edgeexport.export(encoder, {"ids": integers, "mask": integers}, out=path, samples=feeds[:2])
+    plan = planned_encoder(path, samples=feeds)
+    module, twin = simulate(path, plan, form="encoder"), twin_of(path, plan, form="encoder", int8=int8)
+    prove_stored(module, twin)
+    found = agreement(module, twin, int8=int8, samples=feeds[:4])
+    assert len(twin.weights) >= 12
+    assert found.worst <= 1
+    assert found.equal >= 0.999 * found.values

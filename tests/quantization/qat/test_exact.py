@@ -21,7 +21,7 @@ from edgeexport.quantization.qat.agreement import EXACT, agreement, prove_stored
 from edgeexport.quantization.qat.steps import following, rounded
 from edgeexport.runtimes.ort import open_session
 from tests.needs import need
-from tests.quantization.nets import small_mobilenet, small_resnet
+from tests.quantization.nets import Net, small_mobilenet, small_resnet
 from tests.quantization.qat.making import FORMATS, SAMPLES, planned, sharing
 from tests.quantization.test_real_resnet import pictures_of, resnet20
 
@@ -154,11 +154,9 @@ def test_a_bias_too_large_for_its_sum_widens_the_scale_as_the_planner_does(tmp_p
 
 
 def test_an_operator_that_torch_cannot_express_is_refused_by_name(tmp_path: Path) -> None:
-    path = small_resnet(tmp_path / "net.onnx")
-    model = onnx.load(path)
-    model.graph.node.append(onnx.helper.make_node("Det", [model.graph.output[0].name], ["d"], "det"))
-    model.graph.output[0].name = "d"
-    graph.save(model, path)
+    net = Net()
+    net.put("Det", net.conv(net.put("Relu", net.conv("image", 3, 8)), 8, 8))
+    path = net.save(tmp_path / "net.onnx")
     with pytest.raises(UnsupportedOperator, match="Det"):
         simulate(path, planned(path, FORMATS["per-channel"]))
 

@@ -1,0 +1,119 @@
+"""Quantization-aware training on the road: it ships, is kept, and says what it was; for networks and .onnx sources."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pipeline.test_forms import ENCODER
+
+DATA = """
+import numpy as np
+
+
+def _noise(seed, count):
+    pictures = np.random.default_rng(seed).standard_normal((count, 1, 8, 8)).astype(np.float32)
+    return [(picture, 0) for picture in pictures]
+
+
+def train():
+    return _noise(1, 200)
+
+
+def test():
+    return _noise(2, 200)
+"""
+ONNX = """
+[model]
+onnx = "net.onnx"
+
+[data]
+train = "data:train"
+evaluate = "data:test"
+metric = "agreement"
+
+[limits]
+max_drop = 100.0
+
+[[step]]
+do = "quantize"
+qat = "always"
+methods = ["minmax"]
+training = { epochs = 2, batch_size = 32, learning_rate = 0.001 }
+"""
+
+
+def _rows(desk, target="linux-arm64"):
+    return [row for row in desk.record()["rungs"] if row["target"] == target]
+
+
+def _exported(desk, models):
+    """Turn the factory of some code into the desk's .onnx source."""
+    import edgeexport
+
+    code: dict[str, object] = {}
+    exec(models, code)
+    edgeexport.export(code["net"](), {"image": (1, 1, 8, 8)}, out=desk.folder / "net.onnx")
+    desk.write("data.py", DATA)
+    desk.write("recipe.toml", ONNX)
+
+
+def test_an_onnx_source_is_trained_for_its_integers_ships_and_is_not_trained_twice(desk, monkeypatch):
+    from tests.pipeline.conftest import MODELS
+
+    _exported(desk, MODELS)
+    assert desk.run() == 0
+    shipped = next(row for row in _rows(desk) if row["status"] == "shipped")
+    assert shipped["name"] == "source int8 qat minmax"
+    assert any(note.startswith("trained for its integers: 2") for note in shipped["notes"])
+    assert any(note.startswith("simulation and onnxruntime: ") for note in shipped["notes"])
+
+    from edgeexport.quantization import qat
+
+    monkeypatch.setattr(qat, "train_quantized", lambda *_, **__: pytest.fail("trained again"))
+    first = desk.record()
+    assert desk.run() == 0
+    assert desk.record() == first
+    assert desk.run(target="raspberry-pi-5") == 0
+
+
+def test_an_encoder_is_trained_in_the_static_form_of_its_linear_layers(desk):
+    _exported(desk, ENCODER)
+    assert desk.run() == 0
+    shipped = next(row for row in _rows(desk) if row["status"] == "shipped")
+    assert shipped["name"] == "source int8 qat static"
+    assert shipped["artifact"]["maker"].startswith("convert")
+
+
+def test_a_network_that_torch_cannot_express_leaves_a_row_and_ships_otherwise(desk):
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = {"w": (16, 1, 3, 3), "v": (16, 16, 3, 3)}
+    stored = [numpy_helper.from_array(random.standard_normal(s).astype(np.float32) / 9, n) for n, s in weights.items()]
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["h"], "first", pads=[1] * 4),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "v"], ["y"], "second", pads=[1] * 4),
+        helper.make_node("Det", ["y"], ["d"], "det"),
+    ]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 8, 8])]
+    outputs = [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["n", 16])]
+    graph = helper.make_graph(nodes, "net", inputs, outputs, stored)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), desk.folder / "net.onnx"
+    )
+    desk.write("data.py", DATA)
+    desk.write("recipe.toml", ONNX)
+    assert desk.run() == 0
+    first, *others = _rows(desk)
+    assert first["name"] == "source int8 qat minmax"
+    assert "cannot be built: operators that cannot be lifted into torch: Det" in first["reason"]
+    assert any(row["status"] == "shipped" for row in others)
+
+
+def test_training_that_is_asked_for_without_samples_is_refused(desk, capsys):
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nqat = "always"')
+    assert desk.run() == 2
+    assert "no samples to train on" in capsys.readouterr().err
