@@ -112,9 +112,9 @@ def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path)
     spine = graph.load(model_path)
     if form == "encoder":
         done = quantize_static_encoder(model_path, plan, out=int8)
-        return encoder_twin(spine, graph.load(int8), plan, done=done)
+        return encoder_twin(spine, graph.load(int8), plan=plan, done=done)
     quantize(model_path, plan, out=int8)
-    return qdq_twin(spine, graph.load(int8), plan)
+    return qdq_twin(spine, graph.load(int8), plan=plan)
 
 
 def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:

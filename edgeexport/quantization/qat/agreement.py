@@ -55,8 +55,10 @@ class Agreement:
 
 def prove_stored(simulation: Simulation, twin: Twin) -> None:
     """Raise ModelError unless the int8 file of `twin` stores the simulation's integers, scales and zero points."""
+    if twin.shape() != simulation.shape:
+        raise ModelError("the int8 file computes something else than was trained: its nodes are other ones")
     plan = simulation.plan("")
-    wrong = [*_points(simulation, twin, plan.activations), *_tensors(simulation, twin)]
+    wrong = [*_points(simulation, twin, points=plan.activations), *_tensors(simulation, twin)]
     if wrong:
         raise ModelError(f"the int8 file stores other numbers than were trained: {'; '.join(wrong[:3])}")
 
@@ -72,7 +74,7 @@ def agreement(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterab
     tensor = ""
     for feeds in samples:
         found = session.run(feeds)
-        for name, (ours, theirs) in _stepwise(simulation, twin, feeds, found).items():
+        for name, (ours, theirs) in _stepwise(simulation, twin, feeds=feeds, found=found).items():
             gap = np.abs(ours - theirs)
             values, equal = values + gap.size, equal + int((gap == 0).sum())
             if gap.size and int(gap.max()) > worst:
@@ -89,7 +91,7 @@ def _opened(model: bytes) -> tuple[OrtSession, bool]:
 
 
 def _stepwise(
-    simulation: Simulation, twin: Twin, feeds: Feeds, found: Mapping[str, NDArray[Any]]
+    simulation: Simulation, twin: Twin, *, feeds: Feeds, found: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Source tensor → (simulated, real) steps from zero."""
     zeros = {site.tensor: twin.stored[site.zero_point].astype(np.int32) for site in twin.activations}
@@ -116,7 +118,7 @@ def _forced(simulation: Simulation, given: Mapping[str, NDArray[Any]]) -> Iterat
             tap.given = tap.seen = None
 
 
-def _points(simulation: Simulation, twin: Twin, points: Mapping[str, Any]) -> Iterator[str]:
+def _points(simulation: Simulation, twin: Twin, *, points: Mapping[str, Any]) -> Iterator[str]:
     mine = [(site.source, site.step) for site in simulation.activations]
     theirs = [(site.source, site.step) for site in twin.activations]
     if mine != theirs:

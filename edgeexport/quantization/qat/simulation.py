@@ -38,7 +38,7 @@ class Simulation(nn.Module):
         super().__init__()
         self.activations, self.biases = tuple(twin.activations), tuple(twin.biases)
         self.weights = _one_each(twin.weights)
-        self._plan = plan
+        self._plan, self.shape = plan, twin.shape()
         self._points = {site.step: plan.activations[site.source] for site in self.activations}
         self._scales: Scales = {}
         self.lifted = graph.lift(twin.model)
@@ -108,7 +108,7 @@ class Simulation(nn.Module):
                 bounds = _shifted(Point(point.dtype, point.scales[0], point.zero_points[0]))
             taps[each.tensor] = RoundedWeight(self._scales, each.weight, axis=each.axis, bounds=bounds)
         for bias in self.biases:
-            taps[bias.tensor] = RoundedBias(self._scales, bias.step, bias.weight)
+            taps[bias.tensor] = RoundedBias(self._scales, step=bias.step, weight=bias.weight)
         for tensor, tap in taps.items():
             self.lifted.tap(tensor, tap)
         return taps

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 Scales = dict[tuple[str, str], Tensor]
 # A trained scale stays above this share of what it was.
 _LEAST_FACTOR = 0.01
-_LEAST_INT32, _MOST_INT32 = -(2.0**31), 2.0**31 - 1
+_INT32 = (-(2.0**31), 2.0**31 - 1)
 
 
-def whole_steps(value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    """Return round(value / scale), halves to even, within [low, high]; as floats."""
-    return torch.round(value / scale).clamp_(low, high)
+def whole_steps(value: Tensor, scale: Tensor, *, bounds: tuple[float, float]) -> Tensor:
+    """Return round(value / scale), halves to even, within `bounds`; as floats."""
+    return torch.round(value / scale).clamp_(*bounds)
 
 
 class _Rounded(torch.autograd.Function):
-    """value → whole steps · scale. share: what the gradient of the scale is multiplied with."""
+    """value, scale, bounds, share → whole steps · scale. share: what the gradient of the scale is multiplied with."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, scale: Tensor, bounds: tuple[float, float], share: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, *facts: Any) -> Tensor:
+        scale, bounds, share = facts
         steps = value / scale
         whole = torch.round(steps)
         kept = whole.clamp(*bounds)
@@ -53,16 +54,17 @@ def rounded(value: Tensor, scale: Tensor, *, bounds: tuple[float, float], count:
 
 
 class _Weighed(torch.autograd.Function):
-    """value → value. weight: what its gradient is multiplied with."""
+    """value, result, weight → result. weight: what the gradient of the value is multiplied with."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight = weight
-        return value.view_as(value)
+    def forward(ctx: Any, *facts: Any) -> Tensor:
+        _, result, ctx.weight = facts
+        found: Tensor = result.view_as(result)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients[0] * ctx.weight, None
+        return gradients[0] * ctx.weight, None, None
 
 
 def scale_of(factor: Tensor, start: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def scale_of(factor: Tensor, start: Tensor) -> Tensor:
 
     Under SGD a step changes it as if it were trained itself; under Adam, by a share of itself, however small it is.
     """
-    weighed: Tensor = _Weighed.apply(factor, start.square().reciprocal())  # type: ignore[no-untyped-call]
+    weighed: Tensor = _Weighed.apply(factor, factor.detach(), start.square().reciprocal())  # type: ignore[no-untyped-call]
     return weighed.clamp(min=_LEAST_FACTOR) * start
 
 
@@ -90,7 +92,7 @@ class RoundedActivation(nn.Module):
         """Round; a gradient passes."""
         scale = self._scales[self._key]
         if self.given is not None:
-            self.seen = whole_steps(value, scale, *self._bounds)
+            self.seen = whole_steps(value, scale, bounds=self._bounds)
             return self.given * scale
         return rounded(value, scale, bounds=self._bounds, count=value[0].numel() if value.ndim else 1)
 
@@ -110,7 +112,7 @@ class RoundedWeight(nn.Module):
     def integers(self, value: Tensor) -> Tensor:
         """Return the whole steps of a weight from its zero point, as floats."""
         scale = along(self._scales[self._key], axis=self._axis, rank=value.ndim)
-        return whole_steps(value.detach(), scale.detach(), *self._bounds)
+        return whole_steps(value.detach(), scale.detach(), bounds=self._bounds)
 
     def real(self, value: Tensor) -> Tensor:
         """Return a weight on its grid."""
@@ -121,7 +123,7 @@ class RoundedWeight(nn.Module):
 class RoundedBias(nn.Module):
     """The tap of a bias: 32-bit steps of input scale · weight scale. Its gradient passes as it is."""
 
-    def __init__(self, scales: Scales, step: str, weight: str) -> None:
+    def __init__(self, scales: Scales, *, step: str, weight: str) -> None:
         super().__init__()
         self._scales, self._step, self._weight = scales, ("activation", step), ("weight", weight)
 
@@ -129,7 +131,8 @@ class RoundedBias(nn.Module):
         """Round; a gradient passes."""
         with torch.no_grad():
             real = self.integers(value).float() * self.scale()
-        return value + (real - value).detach()
+        passed: Tensor = _Weighed.apply(value, real, 1.0)  # type: ignore[no-untyped-call]
+        return passed
 
     def scale(self) -> Tensor:
         """Return the product of the two scales, in float32 as the quantizer computes it."""
@@ -137,7 +140,7 @@ class RoundedBias(nn.Module):
 
     def integers(self, value: Tensor) -> Tensor:
         """Return the whole steps of a bias, as float64."""
-        return whole_steps(value.detach().double(), self.scale().double(), _LEAST_INT32, _MOST_INT32)
+        return whole_steps(value.detach().double(), self.scale().double(), bounds=_INT32)
 
 
 def along(scales: Tensor, *, axis: int | None, rank: int) -> Tensor:

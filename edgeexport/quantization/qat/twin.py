@@ -90,7 +90,7 @@ class Twin:
         return [(node.op_type, "" if node.op_type == "Identity" else node.name) for node in self.model.graph.node]
 
 
-def qdq_twin(spine: ModelProto, quantized: ModelProto, plan: QuantizationPlan) -> Twin:
+def qdq_twin(spine: ModelProto, quantized: ModelProto, *, plan: QuantizationPlan) -> Twin:
     """Return the twin of the QDQ file that `quantize` wrote of `spine` by `plan`."""
     import onnx
 
@@ -104,7 +104,7 @@ def qdq_twin(spine: ModelProto, quantized: ModelProto, plan: QuantizationPlan) -
     return twin
 
 
-def encoder_twin(spine: ModelProto, quantized: ModelProto, plan: QuantizationPlan, *, done: EncoderPlan) -> Twin:
+def encoder_twin(spine: ModelProto, quantized: ModelProto, *, plan: QuantizationPlan, done: EncoderPlan) -> Twin:
     """Return the twin of the file that `quantize_static_encoder` wrote of `spine`; done: what that function said."""
     import onnx
 
@@ -162,7 +162,7 @@ class _Qdq:
             site = WeightSite(tensor, name, axis, limit, integers, node.input[1], constant=constant)
             self.twin.weights.append(site)
         else:
-            self.floats[tensor] = _real(value, *(self.twin.stored[each] for each in node.input[1:3]))
+            self.floats[tensor] = _real(value, [self.twin.stored[each] for each in node.input[1:3]])
             return
         self.floats[name] = self.real[name]
         self.front.append(_identity(name, tensor))
@@ -270,9 +270,11 @@ def _limit(plan: QuantizationPlan) -> int:
     return 64 if plan.numbers.reduce_range else 127
 
 
-def _real(integers: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any]) -> NDArray[Any]:
+def _real(integers: NDArray[Any], point: list[NDArray[Any]]) -> NDArray[Any]:
+    """Integers as floats. point: their scale and zero point."""
     import numpy as np
 
+    scale, zero_point = point
     real: NDArray[Any] = (integers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
     return real
 

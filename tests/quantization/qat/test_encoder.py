@@ -87,7 +87,7 @@ def test_a_form_whose_ranges_are_found_at_run_time_is_refused_with_the_reason(tm
     path, int8 = small_encoder(tmp_path / "net.onnx"), tmp_path / "int8.onnx"
     quantize_dynamic(path, out=int8)
     with pytest.raises(ModelError, match="DynamicQuantizeLinear: its ranges are those of each input"):
-        qdq_twin(graph.load(path), graph.load(int8), planned_encoder(path))
+        qdq_twin(graph.load(path), graph.load(int8), plan=planned_encoder(path))
 
 
 def test_a_weight_that_two_places_store_differently_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_file_of_other_numbers_is_refused_by_name(tmp_path: Path) -> None:
         prove_stored(module, twin)
 
 
+def test_a_file_of_other_nodes_is_refused(tmp_path: Path) -> None:
+    path = small_mobilenet(tmp_path / "net.onnx")
+    plan = planned(path, FORMATS["per-channel"])
+    twin = twin_of(path, plan, form="qdq", int8=tmp_path / "int8.onnx")
+    module = simulate(path, plan)
+    twin.model.graph.node[-1].op_type = "Elu"
+    with pytest.raises(ModelError, match="its nodes are other ones"):
+        prove_stored(module, twin)
+
+
 def test_a_simulation_that_rounds_differently_is_found_out_where_it_does(tmp_path: Path) -> None:
     path, int8 = small_resnet(tmp_path / "net.onnx"), tmp_path / "int8.onnx"
     plan = planned(path, FORMATS["per-channel"])

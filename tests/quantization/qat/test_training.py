@@ -97,12 +97,13 @@ def test_a_labelled_sample_is_learnt_from_its_label_too(tmp_path: Path) -> None:
     found = []
     for data in (plain, labelled):
         train_quantized(path, plan, data=data, out=tmp_path / "out.onnx", lesson=Lesson(SHORT))
-        found.append(open_session(tmp_path / "out.onnx").run({"image": plain.arrays[0]})["gemm_16_out"][:, 0].mean())
+        (logits,) = open_session(tmp_path / "out.onnx").run({"image": plain.arrays[0]}).values()
+        found.append(float(logits[:, 0].mean()))
     assert found[1] > found[0]
 
 
 class Depthwise(nn.Module):
-    """Depthwise separable blocks with batch norm and ReLU6, ten classes."""
+    """Depthwise separable blocks with batch norm and ReLU, ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,11 +115,20 @@ class Depthwise(nn.Module):
     @staticmethod
     def _block(channels: int, into: int, size: int, groups: int) -> tuple[nn.Module, ...]:
         conv = nn.Conv2d(channels, into, size, padding=size // 2, groups=groups, bias=False)
-        return conv, nn.BatchNorm2d(into), nn.ReLU6()
+        return conv, nn.BatchNorm2d(into), nn.ReLU()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.body(image)
         return found
+
+    def unbalance(self) -> None:
+        """Make channels of the depthwise layers differ by up to 64 times, and undo it in the layers after them."""
+        with torch.no_grad():
+            for place in (3, 9, 15):
+                factor = 2.0 ** torch.linspace(0, 6, 16)
+                for part in (self.body[place + 1].weight, self.body[place + 1].bias):
+                    part.mul_(factor)
+                self.body[place + 3].weight.div_(factor.reshape(1, -1, 1, 1))
 
 
 def digits() -> tuple[TrainingData, TrainingData]:
@@ -144,19 +154,20 @@ def test_training_rescues_a_depthwise_net_that_one_scale_for_each_weight_breaks(
     learnt, judged = digits()
     torch.manual_seed(0)
     net = Depthwise()
-    train(net, learnt, loss=resolve_loss("cross_entropy"), settings=Training(epochs=30, batch_size=32))
+    train(net, learnt, loss=resolve_loss("cross_entropy"), settings=Training(epochs=8, batch_size=32))
+    net.unbalance()
     path, out = tmp_path / "net.onnx", tmp_path / "trained.onnx"
     edgeexport.export(net, {"image": (1, 1, 8, 8)}, out=path)
     samples = [{"image": learnt.arrays[0][index : index + 1]} for index in range(64)]
     ranges = calibrate(path, samples, samples_digest="")
-    plan: QuantizationPlan = plan_quantization(path, ranges, numbers=FORMATS["per-tensor-7-bit"])
+    plan: QuantizationPlan = plan_quantization(path, ranges, numbers=FORMATS["per-tensor"])
     quantize(path, plan, out=tmp_path / "plain.int8.onnx")
-    trained = train_quantized(path, plan, data=learnt, out=out, lesson=Lesson(Tuning(epochs=10, batch_size=32)))
+    trained = train_quantized(path, plan, data=learnt, out=out, lesson=Lesson(Tuning(epochs=5, batch_size=32)))
     quantize(out, trained.plan, out=tmp_path / "trained.int8.onnx")
     real = score(path, judged)
     assert real >= 95
     assert score(tmp_path / "plain.int8.onnx", judged) < real - 5
-    assert score(tmp_path / "trained.int8.onnx", judged) > real - 1
+    assert score(tmp_path / "trained.int8.onnx", judged) > real - 1.5
 
 
 def test_weights_of_a_simulation_have_their_onnx_names(tmp_path: Path) -> None:
