@@ -113,7 +113,7 @@ def _weights(
         axis = weight_axis(model, name) if numbers.per_channel else None
         scales = weight_scales(stored[name], axis, reduce_range=numbers.reduce_range)
         if numbers.fit_pairs:
-            scales = np.maximum(scales, _fitting(model, name, value=stored[name], single=axis is None))
+            scales = np.maximum(scales, fitting(model, name, value=stored[name], single=axis is None))
         least = _bias_scales(model, name, stored=stored, activations=activations, channels=len(scales))
         scales = np.maximum(scales, least).astype(np.float32)
         points[name] = WeightPoint("int8", axis, tuple(float(scale) for scale in scales), (0,) * len(scales))
@@ -124,7 +124,7 @@ def _weights(
     return points
 
 
-def _fitting(model: ModelProto, weight: str, *, value: NDArray[Any], single: bool) -> NDArray[np.float64]:
+def fitting(model: ModelProto, weight: str, *, value: NDArray[Any], single: bool) -> NDArray[np.float64]:
     """Return the scales at which a weight's pairs fit 16-bit sums: one for each output channel, or a single one."""
     import numpy as np
 

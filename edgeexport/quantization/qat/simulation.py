@@ -38,7 +38,7 @@ class Simulation(nn.Module):
         super().__init__()
         self.activations, self.biases = tuple(twin.activations), tuple(twin.biases)
         self.weights = _one_each(twin.weights)
-        self._plan, self.shape = plan, twin.shape()
+        self._plan, self._fits, self.shape = plan, twin.fits, twin.shape()
         self._points = {site.step: plan.activations[site.source] for site in self.activations}
         self._scales: Scales = {}
         self.lifted = graph.lift(twin.model)
@@ -140,8 +140,11 @@ class Simulation(nn.Module):
         return following(self.value(site.weight), axis=site.axis, limit=site.limit, least=least)
 
     def _least(self, site: WeightSite) -> Tensor:
-        """The least scales with which every bias fits its 32 bits (`plan.plan_quantization` says the same)."""
+        """The least scales with which biases fit 32 bits and pairs their sums (`plan_quantization` says the same)."""
         least = torch.zeros((), dtype=torch.float64)
+        if site.weight in self._fits:
+            value = self.value(site.weight).detach().contiguous().numpy()
+            least = torch.from_numpy(self._fits[site.weight](value))
         for bias in (bias for bias in self.biases if bias.weight == site.weight):
             size = self.value(bias.bias).detach().abs().double()
             step = self._scales["activation", bias.step].detach().double() * LARGEST_BIAS

@@ -7,15 +7,17 @@ the quantizer removed, shared or bypassed is so in the twin too. A rounding is a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
 from edgeexport.errors import ModelError
 from edgeexport.quantization.channels import LINEAR
-from edgeexport.quantization.integer import label
+from edgeexport.quantization.integer import fitting_scales, label
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, WEIGHTED, attribute, choose, place, prepared
+from edgeexport.quantization.plan import fitting
 from edgeexport.records.encoder import EncoderPlan
 from edgeexport.records.plan import QuantizationPlan
 
@@ -77,13 +79,17 @@ class BiasSite:
 
 @dataclass
 class Twin:
-    """A float model with the sites at which the int8 file rounds. stored: the int8 file's tensors."""
+    """A float model with the sites at which the int8 file rounds. stored: the int8 file's tensors.
+
+    fits: weight → what gives the least scales at which its pairs fit 16-bit sums, where the plan asks for that.
+    """
 
     model: ModelProto
     stored: Mapping[str, NDArray[Any]]
     activations: list[ActivationSite] = field(default_factory=list)
     weights: list[WeightSite] = field(default_factory=list)
     biases: list[BiasSite] = field(default_factory=list)
+    fits: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
 
     def shape(self) -> list[tuple[str, str]]:
         """What computes, in order: equal for two int8 forms of one model that differ in their numbers alone."""
@@ -161,6 +167,8 @@ class _Qdq:
             constant = reader.op_type not in WEIGHTED
             site = WeightSite(tensor, name, axis, limit, integers, node.input[1], constant=constant)
             self.twin.weights.append(site)
+            if self.plan.numbers.fit_pairs and not constant:
+                self.twin.fits[name] = functools.partial(_fitting, self.spine, weight=name, single=axis is None)
         else:
             self.floats[tensor] = _real(value, [self.twin.stored[each] for each in node.input[1:3]])
             return
@@ -225,6 +233,8 @@ class _Encoder:
         layer = self.layers[node.name]
         axis, limit = 0 if turned else 1, _limit(self.plan)
         self._site(node, 1, integers=layer.input[1], scales=layer.input[3], axis=axis, limit=limit)
+        if self.plan.numbers.fit_pairs:
+            self.twin.fits[self.twin.weights[-1].weight] = functools.partial(_fitting_matrix, turned=turned)
 
     def _table(self, node: NodeProto) -> None:
         layer = self.layers[node.name]
@@ -264,6 +274,14 @@ def _round_other_readers(twin: Twin) -> None:
     for node in twin.model.graph.node:
         if node.op_type != "Identity":
             node.input[:] = [rounded.get(name, name) for name in node.input]
+
+
+def _fitting(model: ModelProto, value: NDArray[Any], *, weight: str, single: bool) -> NDArray[Any]:
+    return fitting(model, weight, value=value, single=single)
+
+
+def _fitting_matrix(value: NDArray[Any], *, turned: bool) -> NDArray[Any]:
+    return fitting_scales(value.T if turned else value)
 
 
 def _limit(plan: QuantizationPlan) -> int:
