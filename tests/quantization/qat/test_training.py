@@ -105,7 +105,7 @@ def test_a_labelled_sample_is_learnt_from_its_label_too(tmp_path: Path) -> None:
 class Depthwise(nn.Module):
     """Depthwise separable blocks with batch norm and ReLU, ten classes."""
 
-    def __init__(self, *, giant: float = 8.0) -> None:
+    def __init__(self, *, giant: float = 60.0) -> None:
         super().__init__()
         layers: list[nn.Module] = [*self._block(1, 16, 3, 1)]
         for _ in range(3):
