@@ -14,7 +14,7 @@ import msgspec
 from edgeexport import data, graph
 from edgeexport.errors import DataError
 from edgeexport.pipeline.road import Road, open_road
-from edgeexport.pipeline.torch_rungs import climb
+from edgeexport.pipeline.torch_rungs import source_rung
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.calibrate import Samples
 from edgeexport.quantization.convergence import convergence
@@ -54,7 +54,7 @@ def inspect_recipe(
 def _spine(road: Road) -> Stage[Spine]:
     """The source's spine, untrained."""
     recipe = msgspec.structs.replace(road.recipe, step=())
-    return climb(dataclasses.replace(road, recipe=recipe), None).standing[0].spine
+    return source_rung(dataclasses.replace(road, recipe=recipe), None).spine
 
 
 def _method(recipe: Recipe) -> str:

@@ -45,19 +45,38 @@ def distill(
 
 
 def prune(
-    module: nn.Module, inputs: Mapping[str, tuple[int, ...]], *, step: Prune | None = None
+    module: nn.Module,
+    inputs: Inputs,
+    *,
+    step: Prune | None = None,
+    target: Target | str | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> tuple[nn.Module, PruningPlan]:
     """Return a pruned copy of a network, not retrained, and the plan that made it.
 
-    inputs: name -> shape, batch first. Raises ModelError when the goal cannot be reached safely.
+    inputs: name -> shape, batch first, or an InputSpec. target: for a step with `speedup`, where it is to be fast: the
+    network's layers are timed there in int8, on `device` ("local"), or predicted where that may not judge the target.
+    Raises ModelError when the goal cannot be reached safely.
     """
     import copy
 
-    from edgeexport.compression.prune import apply_pruning, plan_pruning
+    from edgeexport.compression.candidates import find_candidates
+    from edgeexport.compression.greedy import FINE
+    from edgeexport.compression.latency import grids, latency_price
+    from edgeexport.compression.prune import Means, apply_pruning, plan_pruning
     from edgeexport.compression.source import example_feeds
 
-    example = example_feeds(inputs)
-    plan = plan_pruning(module, example, step=step or Prune())
+    example, step = example_feeds(inputs), step or Prune(macs=2.0)
+    found = find_candidates(module, example, step=step, progress=progress)
+    means = Means()
+    if step.speedup is not None and target is not None:
+        from edgeexport.pipeline.layer_times import Place, time_layers
+
+        wanted = grids(module, example, groups=found.groups, step=min(FINE, step.round_to))
+        table = time_layers(Place(_target(target), "int8", device), wanted, progress=progress)
+        means = Means([latency_price(module, example, table=table)])
+    plan = plan_pruning(module, example, step=step, means=means, candidates=found, progress=progress)
     return apply_pruning(copy.deepcopy(module), plan, example=example), plan
 
 

@@ -11,8 +11,9 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from edgeexport.compression.heads import HEADS, find_heads, remove_heads
 from edgeexport.compression.macs import is_weighted, tensors
 from edgeexport.errors import MissingExtra, ModelError
 
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    Removal = tuple[str, tuple[int, ...]]
-
 TOLERANCE = 1e-4
+
+
+class Removal(NamedTuple):
+    """Channels of the group that a layer names; of the kind "heads", heads of the attention whose queries it makes."""
+
+    layer: str
+    channels: tuple[int, ...]
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,23 +157,43 @@ def _gradient_name(node: Any) -> str:
     return "" if node.grad_fn is None else str(node.grad_fn.name())
 
 
-def remove(graph: Any, removals: Sequence[Removal]) -> None:
-    """Remove channels from the traced module, group after group. Raises ModelError if one drags in more than asked."""
-    layers = dict(graph.model.named_modules())
-    for name, channels in removals:
+def remove(module: torch.nn.Module, removals: Sequence[Removal], *, example: Mapping[str, np.ndarray]) -> None:
+    """Remove heads, then channels, group after group, in place. Raises ModelError if one drags in more than asked."""
+    for group, heads in _heads_of(module, removals, example=example):
+        remove_heads(module, group, heads=heads)
+    graph = trace(module, example)
+    layers = dict(module.named_modules())
+    for name, channels, kind in removals:
+        if kind == HEADS:
+            continue
         group = _group(graph, layers[name], channels=channels)
         if sorted(group[0].idxs) != sorted(channels):
             raise ModelError(f"`{name}`: removing channels {list(channels)} would remove {sorted(group[0].idxs)}")
         group.prune(record_history=False)
 
 
-def mask(graph: Any, removals: Sequence[Removal]) -> None:
-    """Zero, in the traced module, every weight that reads a removed channel: it stays, and contributes nothing."""
-    layers = dict(graph.model.named_modules())
-    for name, channels in removals:
+def mask(module: torch.nn.Module, removals: Sequence[Removal], *, example: Mapping[str, np.ndarray]) -> None:
+    """Zero, in place, every weight that reads a removed channel or head: it stays, and contributes nothing."""
+    layers = dict(module.named_modules())
+    for group, heads in _heads_of(module, removals, example=example):
+        for member in group.members:
+            if member.side == "in":
+                _silence(layers[member.layer], [index for head in heads for index in member.indices[head]])
+    graph = trace(module, example)
+    for name, channels, kind in removals:
+        if kind == HEADS:
+            continue
         for item in _group(graph, layers[name], channels=channels):
             if _side(graph, item.dep) == "in":
                 _silence(item.dep.target.module, item.idxs)
+
+
+def _heads_of(
+    module: torch.nn.Module, removals: Sequence[Removal], *, example: Mapping[str, np.ndarray]
+) -> list[tuple[ChannelGroup, tuple[int, ...]]]:
+    asked = {removal.layer: removal.channels for removal in removals if removal.kind == HEADS}
+    found = find_heads(module, example) if asked else []
+    return [(group, asked[group.layer]) for group in found if group.layer in asked]
 
 
 def _silence(layer: Any, channels: Sequence[int]) -> None:
@@ -191,11 +218,11 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, remo
 
     original, feeds = _scrambled(module), _noise(example)
     try:
-        pruned, masked = trace(copy.deepcopy(original), example), trace(copy.deepcopy(original), example)
-        mask(masked, removals)
-        remove(pruned, removals)
+        pruned, masked = copy.deepcopy(original), copy.deepcopy(original)
+        mask(masked, removals, example=example)
+        remove(pruned, removals, example=example)
         with torch.no_grad():
-            got, wanted = _flat(pruned.model(*feeds)), _flat(masked.model(*feeds))
+            got, wanted = _flat(pruned(*feeds)), _flat(masked(*feeds))
     except MISFIT as error:
         return f"`forward` does not allow it ({(str(error).splitlines() or [type(error).__name__])[0]})"
     for one, other in zip(got, wanted, strict=True):

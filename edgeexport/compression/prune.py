@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, by a plan that can be read, stored and applied again.
+"""Structured pruning: channels, heads and blocks go, by a plan that can be read, stored and applied again.
 
 The rule: judgement is in `plan_pruning`, which changes nothing; `apply_pruning` only carries a plan out. Widths stay
 aligned to what the kernels like, and what cannot be proven safe is named in the plan and left alone.
@@ -6,18 +6,24 @@ aligned to what the kernels like, and what cannot be proven safe is named in the
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from edgeexport.compression.channels import ChannelGroup, disproof, find_groups, remove, trace
+from edgeexport.compression import depth
+from edgeexport.compression.candidates import Candidates, find_candidates
+from edgeexport.compression.channels import Removal, remove
+from edgeexport.compression.criteria import importance
 from edgeexport.compression.distill import distill
+from edgeexport.compression.greedy import Choice, Parts, grids
+from edgeexport.compression.heads import HEADS, find_heads
 from edgeexport.compression.macs import count_macs, positions
-from edgeexport.errors import ModelError, RecipeError
+from edgeexport.compression.price import Ledger, Price, macs_price, size_price
+from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
-from edgeexport.records.pruning import PruningGroup, PruningPlan
+from edgeexport.records.pruning import PlannedGoal, PruningPlan
 from edgeexport.records.recipe import Distill, Prune
 from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
@@ -26,76 +32,168 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# Where `round_to` leaves too little to remove, and for layers narrower than it, widths go by this.
-FINE = 8
+    from edgeexport.compression.criteria import Evidence
+
+    Example = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a plan is made with besides the network.
+
+    prices: what the goals are counted in; of those left out, multiply-accumulates and size are worked out here, time
+    is not: it needs a table. asked: goal -> the most that may be left, in its price's unit; by default what the step
+    says of the whole. samples: real inputs, to judge blocks on. evidence: Taylor scores.
+    """
+
+    prices: Sequence[Price] = ()
+    asked: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Example] = ()
+    evidence: Evidence = field(default_factory=dict)
+
+
+NO_MEANS = Means()
 
 
 def plan_pruning(
     module: torch.nn.Module,
-    example: Mapping[str, np.ndarray],
+    example: Example,
     *,
     step: Prune,
-    goal: int | None = None,
+    means: Means = NO_MEANS,
+    candidates: Candidates | None = None,
     progress: Progress = silent,
 ) -> PruningPlan:
-    """Choose channels to remove until the multiply-accumulates are at most `goal` (default: now / `step.macs`).
+    """Choose parts to remove until every goal of the step is reached.
 
-    Channels are ranked within their group by `step.criterion`; then, again and again, the group that loses the least
-    share of its importance (as -log of what remains) per multiply-accumulate saved gives up its next aligned chunk.
+    Channels are ranked within their group by `step.criterion`; then, again and again, the part that loses the least
+    share of its importance (as -log of what remains) for what it saves of the goal furthest off goes: a group's next
+    aligned chunk, or a block, whose loss is how far the outputs move without it.
     Widths become multiples of `round_to`, those of narrower layers multiples of 8. If that cannot reach the goal,
     layers exactly `round_to` wide go by 8 too, and as a last resort all (the plan's `round_to` says so). Output layers
-    and `locked` ones stay.
+    and `locked` ones stay. candidates: from `find_candidates`, where they are known already.
     Raises RecipeError for an unknown locked layer, ModelError naming the most that can be reached.
     """
-    _check_locked(module, step.locked)
-    before = count_macs(module, example)
-    goal = math.floor(before / step.macs) if goal is None else goal
-    groups, refused = _safe_groups(module, example, step=step, progress=progress)
-    scores = {group.layer: _importance(module, group, step=step, order=order) for order, group in enumerate(groups)}
-    least = before
-    for grid in _grids(step.round_to):
-        price = _Price(module, positions(module, example))
-        chosen, after = _choose(price, groups, scores=scores, goal=goal, grid=grid)
-        least = min(least, after)
-        if after <= goal:
-            return PruningPlan(step.criterion, grid.round_to, before, after, chosen, refused)
-    asked, reached = before / max(goal, 1), before / max(least, 1)
-    raise ModelError(
-        f"pruning cannot reach {asked:.2f} times fewer multiply-accumulates ({goal:,} of {before:,}): "
-        f"the channels that may go leave {least:,} ({reached:.2f} times)",
-        next_step=_what_holds_back(reached, refused),
+    found = candidates or find_candidates(module, example, step=step, progress=progress)
+    prices = _prices(module, example, step=step, means=means)
+    asked = [_asked(module, example, price=price, step=step, means=means) for price in prices]
+    parts = _parts(module, found, example=example, step=step, means=means)
+    names, macs = list(positions(module, example)), macs_price(module, example)
+    best: tuple[float, ...] = ()
+    for grid in grids(step.round_to):
+        ledger = Ledger(module, names, prices=[*prices, macs])
+        before = ledger.totals
+        choice = Choice(ledger, parts, grid=grid, per_layer=step.scope == "per-layer")
+        reached = choice.reach([*asked, math.inf])
+        best = ledger.totals
+        if reached:
+            goals = tuple(map(_told, prices, zip(asked, before, best, strict=False)))
+            counted = (round(before[-1]), round(best[-1]))
+            return PruningPlan(
+                step.criterion, grid.round_to, *counted, choice.groups, found.refused, choice.blocks, goals
+            )
+    raise _out_of_reach(prices, asked, before=before, least=best, refused=found.refused)
+
+
+def _prices(module: torch.nn.Module, example: Example, *, step: Prune, means: Means) -> list[Price]:
+    """One price for each goal of the step, in order: time, size, multiply-accumulates."""
+    given = {price.goal: price for price in means.prices}
+    if step.macs is not None:
+        given.setdefault("macs", macs_price(module, example))
+    if step.max_size_mb is not None and "max_size_mb" not in given:
+        given["max_size_mb"] = size_price(module, example, int8=False)
+    if step.speedup is not None and "speedup" not in given:
+        raise ModelError(
+            "`speedup` needs a latency table of the target",
+            next_step="prune in a recipe's run, give `target` to edgeexport.prune, or ask for macs",
+        )
+    wanted = [name for name in ("speedup", "max_size_mb", "macs") if getattr(step, name) is not None]
+    return [price for name, price in given.items() if name in wanted]
+
+
+def _asked(module: torch.nn.Module, example: Example, *, price: Price, step: Prune, means: Means) -> float:
+    if price.goal in means.asked:
+        return means.asked[price.goal]
+    goal = float(getattr(step, price.goal))
+    if price.goal == "max_size_mb":
+        return goal
+    now = Ledger(module, positions(module, example), prices=[price]).totals[0]
+    return math.floor(now / goal) if price.goal == "macs" else now / goal
+
+
+def _told(price: Price, figures: tuple[float, float, float]) -> PlannedGoal:
+    asked, before, after = figures
+    return PlannedGoal(price.goal, price.unit, price.basis, asked, before, after, price.table)
+
+
+def _parts(module: torch.nn.Module, found: Candidates, *, example: Example, step: Prune, means: Means) -> Parts:
+    scores = {
+        group.layer: importance(module, group, step=step, order=order, evidence=means.evidence)
+        for order, group in enumerate(found.groups)
+    }
+    effects = depth.effects(module, found.blocks, samples=means.samples or [example]) if found.blocks else {}
+    return Parts(found.groups, scores, found.blocks, effects)
+
+
+def _out_of_reach(
+    prices: Sequence[Price],
+    asked: Sequence[float],
+    *,
+    before: Sequence[float],
+    least: Sequence[float],
+    refused: Mapping[str, str],
+) -> ModelError:
+    """The error of goals that no grid reaches, told by the one that is furthest off."""
+    worst = max(range(len(prices)), key=lambda index: least[index] / max(asked[index], 1e-12))
+    price, now, left, goal = prices[worst], before[worst], least[worst], asked[worst]
+    ratio, reached = now / max(goal, 1e-12), now / max(left, 1e-12)
+    if price.goal == "macs":
+        ratio, reached = now / max(goal, 1), now / max(left, 1)
+        what = f"{ratio:.2f} times fewer multiply-accumulates ({goal:,.0f} of {now:,.0f})"
+        rest = f"{left:,.0f} ({reached:.2f} times)"
+    else:
+        what = f"{goal:.3g} {price.unit} from {now:.3g} ({ratio:.2f} times less, {price.basis})"
+        rest = f"{left:.3g} {price.unit} ({reached:.2f} times less)"
+    return ModelError(
+        f"pruning cannot reach {what}: the parts that may go leave {rest}",
+        next_step=_what_holds_back(price, reached, left=left, refused=refused),
     )
 
 
-def apply_pruning(module: torch.nn.Module, plan: PruningPlan, *, example: Mapping[str, np.ndarray]) -> torch.nn.Module:
+def apply_pruning(module: torch.nn.Module, plan: PruningPlan, *, example: Example) -> torch.nn.Module:
     """Carry `plan` out on `module`, in place, and return it (in eval mode).
 
     Raises ModelError if a layer is not there, is of another kind or width than planned, or if the result does not
     have the multiply-accumulates that the plan says.
     """
+    _check_fit(module, plan, example=example)
+    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    remove(module, [Removal(g.layer, g.removed, g.kind) for g in plan.groups], example=example)
+    depth.skip(module, plan.blocks, example=example)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(flags[name])
+    macs = count_macs(module.eval(), example)
+    if macs != plan.macs_after:
+        raise ModelError(f"the pruned network has {macs:,} multiply-accumulates, the plan says {plan.macs_after:,}")
+    return module
+
+
+def _check_fit(module: torch.nn.Module, plan: PruningPlan, *, example: Example) -> None:
+    """Raise ModelError unless the module has every layer of the plan, as it was."""
     layers = dict(module.named_modules())
+    asked = any(group.kind == HEADS for group in plan.groups)
+    heads = {group.layer: group for group in find_heads(module, example)} if asked else {}
     for group in plan.groups:
         layer = layers.get(group.layer)
         kind = "no such layer" if layer is None else f"{type(layer).__name__} of width {_width(layer)}"
+        if group.kind == HEADS and group.layer in heads:
+            kind = f"{HEADS} of width {heads[group.layer].width}"
         if kind != f"{group.kind} of width {group.width}":
             raise ModelError(
                 f"the pruning plan does not fit: `{group.layer}` is {kind}, "
                 f"the plan says {group.kind} of width {group.width}",
                 next_step="apply it to the network it was made for, before any other pruning",
             )
-    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-    remove(trace(module, example), [(group.layer, group.removed) for group in plan.groups])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(flags[name])
-    macs = count_macs(module, example)
-    if macs != plan.macs_after:
-        raise ModelError(f"the pruned network has {macs:,} multiply-accumulates, the plan says {plan.macs_after:,}")
-    return module
-
-
-def round_goals(macs: int, step: Prune) -> tuple[int, ...]:
-    """Return the goal of each round: equal ratios from `macs` down to `macs` / `step.macs`."""
-    return tuple(math.floor(macs / step.macs ** (index / step.rounds)) for index in range(1, step.rounds + 1))
 
 
 def retrain(
@@ -115,200 +213,15 @@ def retrain(
     return train(module, data, loss=loss, settings=step.training, progress=progress, state=state)
 
 
-def _check_locked(module: torch.nn.Module, locked: Sequence[str]) -> None:
-    names = [name for name, _ in module.named_modules() if name]
-    for name in locked:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise RecipeError(
-                f"locked layer `{name}` is not in the model",
-                next_step=f"did you mean `{close[0]}`?" if close else f"its layers: {', '.join(names[:8])}, ...",
-            )
-
-
-def _what_holds_back(reached: float, refused: Mapping[str, str]) -> str:
+def _what_holds_back(price: Price, reached: float, *, left: float, refused: Mapping[str, str]) -> str:
     most = math.floor(reached * 100) / 100
-    text = f"ask for macs = {most} or less" if most > 1 else "leave the prune step out: no channel may go"
+    ask = (
+        f"max_size_mb = {left * 1.005:.3g} or more" if price.goal == "max_size_mb" else f"{price.goal} = {most} or less"
+    )
+    text = f"ask for {ask}" if most > 1 else "leave the prune step out: no part may go"
     return text + "".join(f"; `{name}` stays: {reason}" for name, reason in list(refused.items())[:3])
 
 
 def _width(layer: torch.nn.Module) -> int:
     width: int = getattr(layer, "out_features", 0) or getattr(layer, "out_channels", 0)
     return width
-
-
-class Grid(NamedTuple):
-    """Which widths a layer may be cut to: multiples of `round_to`, or of 8 for layers narrower than `wide`."""
-
-    round_to: int
-    wide: int
-
-    def widths(self, width: int) -> list[int]:
-        """Return the widths a layer of `width` may be cut to, widest first."""
-        unit = self.round_to if width >= self.wide else min(FINE, self.round_to)
-        return [kept for kept in range(width - 1, 0, -1) if kept % unit == 0]
-
-
-def _grids(round_to: int) -> tuple[Grid, ...]:
-    """The grids to try in order, from the best for the kernels to the finest."""
-    fine = min(FINE, round_to)
-    return tuple(dict.fromkeys((Grid(round_to, round_to), Grid(round_to, round_to + 1), Grid(fine, fine))))
-
-
-def _safe_groups(
-    module: torch.nn.Module, example: Mapping[str, np.ndarray], *, step: Prune, progress: Progress
-) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the groups proven safe to prune, and layer -> reason for the others. Too narrow ones are in neither."""
-    groups = find_groups(module, example, locked=step.locked)
-    refused = {group.layer: group.blocked for group in groups if group.blocked}
-    free = [group for group in groups if not group.blocked and _grids(step.round_to)[-1].widths(group.width)]
-
-    def prove(candidates: Sequence[ChannelGroup]) -> str:
-        progress(f"proving {len(candidates)} channel groups", None)
-        return disproof(module, example, removals=[(group.layer, _probe(group)) for group in candidates])
-
-    safe, failed = _sieve(free, prove)
-    for group, reason in failed:
-        crossing = f", crossing {', '.join(group.crosses)}" if group.crosses else ""
-        refused[group.layer] = f"cannot be pruned safely{crossing}: {reason}"
-    return safe, refused
-
-
-def _probe(group: ChannelGroup) -> tuple[int, ...]:
-    """Channels to remove in a proof: irregular, so that a wrong index cannot map onto itself, and a multiple of 8."""
-    import numpy as np
-
-    count = max(FINE, group.width // 2 // FINE * FINE) if group.width > FINE else group.width // 2
-    chosen = np.random.default_rng(group.width).permutation(group.width)[:count]
-    return tuple(sorted(chosen.tolist()))
-
-
-def _sieve(
-    groups: list[ChannelGroup], prove: Callable[[Sequence[ChannelGroup]], str]
-) -> tuple[list[ChannelGroup], list[tuple[ChannelGroup, str]]]:
-    """Part groups into those that hold together and those that fail, halving: few proofs when few fail."""
-    reason = prove(groups) if groups else ""
-    if not reason:
-        return groups, []
-    if len(groups) == 1:
-        return [], [(groups[0], reason)]
-    middle = len(groups) // 2
-    safe, failed = _sieve(groups[:middle], prove)
-    more, also_failed = _sieve(groups[middle:], prove)
-    failed += also_failed
-    if not prove(safe + more):
-        return safe + more, failed
-    for group in more:
-        reason = prove([*safe, group])
-        safe, failed = ([*safe, group], failed) if not reason else (safe, [*failed, (group, reason)])
-    return safe, failed
-
-
-def _importance(module: torch.nn.Module, group: ChannelGroup, *, step: Prune, order: int) -> np.ndarray:
-    """Return the importance of each channel, mean 1 in every layer that makes them, averaged over these layers.
-
-    l1, l2: norm of the filter that makes it (Li et al. 2017, arXiv:1608.08710). bn_scale: size of the batch norm's
-    factor behind it (Liu et al. 2017, arXiv:1708.06519), l2 where there is no batch norm. random: the control.
-    """
-    import numpy as np
-
-    if step.criterion == "random":
-        return np.random.default_rng([step.training.seed, order]).random(group.width) + 1e-6
-    sides = {member.side for member in group.members}
-    side = "norm" if step.criterion == "bn_scale" and "norm" in sides else "out"
-    total = np.zeros(group.width)
-    for member in group.members:
-        if member.side != side:
-            continue
-        each = _strength(module.get_submodule(member.layer), l1=step.criterion == "l1")
-        mine = np.array([sum(each[index] for index in own) for own in member.indices])
-        total += mine / max(mine.mean(), 1e-12)
-    return total + 1e-9
-
-
-def _strength(layer: torch.nn.Module, *, l1: bool) -> np.ndarray:
-    """Return the size of each output channel's weights."""
-    import torch
-
-    weight = layer.weight
-    if not isinstance(weight, torch.Tensor):
-        raise ModelError(f"{type(layer).__name__} has no weight to judge its channels by")
-    values = weight.detach().double()
-    if getattr(layer, "transposed", False):
-        values = values.transpose(0, 1)
-    values = values.flatten(1) if values.ndim > 1 else values[:, None]
-    size: np.ndarray = (values.abs().sum(1) if l1 else values.norm(dim=1)).numpy()
-    return size
-
-
-class _Price:
-    """What the network costs while channels go: weight sizes times positions, without touching a weight."""
-
-    def __init__(self, module: torch.nn.Module, counts: Mapping[str, int]) -> None:
-        layers = dict(module.named_modules())
-        self._counts = counts
-        self._sizes: dict[str, list[int]] = {}
-        for name in counts:
-            weight = layers[name].weight
-            shape = [int(size) for size in weight.shape]
-            rows, columns = (shape[1], shape[0]) if getattr(layers[name], "transposed", False) else (shape[0], shape[1])
-            self._sizes[name] = [rows, columns, math.prod(shape) // (rows * columns)]
-
-    def total(self) -> int:
-        """Multiply-accumulates of one sample now."""
-        return sum(self._counts[name] * math.prod(sizes) for name, sizes in self._sizes.items())
-
-    def cut(self, group: ChannelGroup, channels: Iterable[int], *, sign: int = -1) -> None:
-        """Take `channels` of the group away (or, with sign 1, put them back)."""
-        channels = list(channels)
-        for member in group.members:
-            if member.side != "norm" and member.layer in self._sizes:
-                axis = 0 if member.side == "out" else 1
-                self._sizes[member.layer][axis] += sign * sum(len(member.indices[channel]) for channel in channels)
-
-    def saving(self, group: ChannelGroup, channels: Sequence[int]) -> int:
-        """Multiply-accumulates that removing `channels` would save."""
-        before = self.total()
-        self.cut(group, channels)
-        after = self.total()
-        self.cut(group, channels, sign=1)
-        return before - after
-
-
-def _choose(
-    price: _Price,
-    groups: Sequence[ChannelGroup],
-    *,
-    scores: Mapping[str, np.ndarray],
-    goal: int,
-    grid: Grid,
-) -> tuple[tuple[PruningGroup, ...], int]:
-    """Remove chunk after chunk until `goal`; return what goes, and the multiply-accumulates that are left."""
-    import numpy as np
-
-    order = {group.layer: np.argsort(scores[group.layer], kind="stable").tolist() for group in groups}
-    gone = {group.layer: 0 for group in groups}
-    while price.total() > goal:
-        best: tuple[float, ChannelGroup, int] | None = None
-        for group in groups:
-            kept = group.width - gone[group.layer]
-            next_width = next((w for w in grid.widths(group.width) if w < kept), None)
-            if next_width is None:
-                continue
-            ranked, start, end = order[group.layer], gone[group.layer], group.width - next_width
-            left = scores[group.layer][ranked[start:]].sum()
-            loss = math.log(left / scores[group.layer][ranked[end:]].sum())
-            rate = loss / max(1, price.saving(group, ranked[start:end]))
-            if best is None or rate < best[0]:
-                best = (rate, group, end)
-        if best is None:
-            break
-        _, group, end = best
-        price.cut(group, order[group.layer][gone[group.layer] : end])
-        gone[group.layer] = end
-    chosen = tuple(
-        PruningGroup(group.layer, group.kind, group.width, tuple(sorted(order[group.layer][: gone[group.layer]])))
-        for group in groups
-        if gone[group.layer]
-    )
-    return chosen, price.total()

@@ -21,6 +21,9 @@ from edgeexport.graph.shapes import infer_shapes as infer_shapes
 from edgeexport.graph.shapes import signature as signature
 from edgeexport.graph.shapes import tensor_types as tensor_types
 from edgeexport.graph.shapes import with_input_shapes as with_input_shapes
+from edgeexport.graph.sheet import Layer as Layer
+from edgeexport.graph.sheet import layer_times as layer_times
+from edgeexport.graph.sheet import sheet as sheet
 from edgeexport.graph.weights import check_weights as check_weights
 from edgeexport.graph.weights import constants as constants
 from edgeexport.graph.weights import flush_subnormals as flush_subnormals

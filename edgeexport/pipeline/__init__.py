@@ -59,7 +59,7 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     with Workspace(Path(workspace)) as work:
         check_bars(recipe, work, targets=places)
         road = open_road(recipe, work, progress=progress)
-        climbed = climb(road, max_drop(road, places[0]))
+        climbed = climb(road, max_drop(road, places[0]), target=places[0], device=device)
         record = _record(road, climbed)
         ranks.part()
         if not ranks.first():

@@ -7,7 +7,7 @@ from the last one that held.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,9 +20,10 @@ from edgeexport.pipeline.road import Road, declared_signature, model_key, traini
 from edgeexport.pipeline.spine import export_spine, onnx_spine
 from edgeexport.records.artifact import Artifact, TorchWeights
 from edgeexport.records.base import file_digest
-from edgeexport.records.recipe import Distill, ModelSpec, Prune, Recipe, Step, Train, Training
+from edgeexport.records.recipe import Distill, ModelSpec, Prune, Quantize, Recipe, Step, Train, Training
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Scored, Spine
+from edgeexport.records.target import Target
 from edgeexport.workspace import Stage
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class TorchRung:
     weights: Stage[TorchWeights] | None
     spine: Stage[Spine]
     scored: Scored
+    notes: tuple[str, ...] = ()
 
     @property
     def runnable(self) -> Runnable:
@@ -56,41 +58,49 @@ class TorchRoad:
     rows: tuple[Rung, ...]
 
 
-def climb(road: Road, bar: float | None) -> TorchRoad:
-    """Make the source, then take each PyTorch step of the recipe; roll back what loses more than `bar`."""
+def climb(road: Road, bar: float | None, *, target: Target, device: str | None = None) -> TorchRoad:
+    """Make the source, then take each PyTorch step of the recipe; roll back what loses more than `bar`.
+
+    target, device: what pruning makes the network fast on. After a round that is rolled back its step has no others.
+    """
     steps = road.recipe.step
-    source = _source(road, next((step for step in steps if isinstance(step, Train)), None))
+    source = source_rung(road, next((step for step in steps if isinstance(step, Train)), None))
     standing, rows = [source], [_row(source, "")]
-    for take in _moves(road, steps):
-        rung = take(last=standing[-1], source=source)
-        reason = drop_gate(rung.scored, bar)
-        rows.append(_row(rung, reason))
-        if not reason:
-            standing.append(rung)
+    for step in steps:
+        for take in _moves(road, step, begin=standing[-1], place=(target, device)):
+            made = take(last=standing[-1], source=source)
+            reason = made.reason if isinstance(made, Rung) else drop_gate(made.scored, bar)
+            rows.append(made if isinstance(made, Rung) else _row(made, reason))
+            if reason or isinstance(made, Rung):
+                break
+            standing.append(made)
     return TorchRoad(tuple(standing), tuple(rows))
 
 
 class Move(Protocol):
-    """One step that makes a rung from the last one that stands; the source is the teacher."""
+    """One try at a rung from the last one that stands; the source is the teacher."""
 
-    def __call__(self, *, last: TorchRung, source: TorchRung) -> TorchRung:
-        """Make the rung."""
+    def __call__(self, *, last: TorchRung, source: TorchRung) -> TorchRung | Rung:
+        """Make the rung, or the row of one that was given up."""
         ...
 
 
-def _moves(road: Road, steps: Sequence[Step]) -> Iterator[Move]:
-    """Yield a move for every distil step and every pruning round."""
-    for step in steps:
-        if isinstance(step, Distill):
-            yield functools.partial(_distilled, road, step)
-        if isinstance(step, Prune):
-            share = msgspec.structs.replace(step, macs=step.macs ** (1 / step.rounds), rounds=1)
-            for number in range(1, step.rounds + 1):
-                name = "pruned" if step.rounds == 1 else f"pruned {number}/{step.rounds}"
-                yield functools.partial(_pruned, road, share, name=name)
+def _moves(road: Road, step: Step, *, begin: TorchRung, place: tuple[Target, str | None]) -> Iterator[Move]:
+    """Yield a move for a distil step, and one for every pruning round. begin: what stood before the step."""
+    if isinstance(step, Distill):
+        yield functools.partial(_distilled, road, step)
+    if isinstance(step, Prune):
+        from edgeexport.pipeline.layer_times import Place
+        from edgeexport.pipeline.pruned import Round, pruned
+
+        int8 = any(isinstance(other, Quantize) for other in road.recipe.step)
+        where = Place(place[0], "int8" if int8 else "fp32", place[1])
+        for number in range(1, step.rounds + 1):
+            yield functools.partial(pruned, road, Round(step, number, where), begin=begin)
 
 
-def _source(road: Road, train: Train | None) -> TorchRung:
+def source_rung(road: Road, train: Train | None) -> TorchRung:
+    """Make the rung that everything is compared with; trained first where the recipe says so."""
     recipe = road.recipe
     if recipe.model.onnx:
         spine = onnx_spine(road)
@@ -101,7 +111,7 @@ def _source(road: Road, train: Train | None) -> TorchRung:
         if train is not None:
             road.progress("train the source", 0.0)
             _fit(road, module, settings=train.training, state=road.workspace.unfinished("source", key=key))
-        return _kept(module, recipe.model, folder=folder, maker="train" if train else "source", parent="")
+        return keep(module, recipe.model, folder=folder, maker="train" if train else "source", parent="")
 
     key = {"model": model_key(recipe.model, recipe, workspace=road.workspace)}
     if train is not None:
@@ -112,7 +122,7 @@ def _source(road: Road, train: Train | None) -> TorchRung:
         }
     trained = train is not None
     weights = road.workspace.stage("source", key=key, make=make, kind=TorchWeights, together=trained)
-    return _rung(road, "source", weights=weights, source=None)
+    return rung_of(road, "source", weights=weights, source=None)
 
 
 def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung) -> TorchRung:
@@ -125,52 +135,26 @@ def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung)
         teacher = _built(road, _teacher(step.teacher, recipe), seed=0) if step.teacher else load_rung(road, source)
         student = _built(road, step.student, seed=step.training.seed) if step.student else load_rung(road, last)
         state = road.workspace.unfinished("distill", key=key)
-        distill(student, teacher, data=_training_data(road), step=step, progress=road.detail, state=state)
+        distill(student, teacher, data=training_data(road), step=step, progress=road.detail, state=state)
         if step.student:
             spec = msgspec.structs.replace(step.student, inputs=step.student.inputs or recipe.model.inputs)
-            return _kept(student, spec, folder=folder, maker="distill", parent=_parent(source))
-        kept = _record(last)
-        return _kept(student, kept.model, folder=folder, maker="distill", parent=_parent(last), plans=kept.plans)
+            return keep(student, spec, folder=folder, maker="distill", parent=_parent(source))
+        below = record_of(last)
+        return keep(student, below.model, folder=folder, maker="distill", parent=_parent(last), plans=below.plans)
 
     key = {
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
-        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else _stage_key(source),
-        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else _stage_key(last),
+        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else stage_key(source),
+        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else stage_key(last),
         **training_key(step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
-    return _rung(road, "distilled", weights=weights, source=source)
+    return rung_of(road, "distilled", weights=weights, source=source)
 
 
 def _teacher(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
     return msgspec.structs.replace(spec, inputs=spec.inputs or recipe.model.inputs)
-
-
-def _pruned(road: Road, step: Prune, *, last: TorchRung, source: TorchRung, name: str) -> TorchRung:
-    def make(folder: Path) -> TorchWeights:
-        from edgeexport.compression.prune import apply_pruning, plan_pruning, retrain
-
-        road.progress(name.replace("pruned", "prune and retrain"), 0.0)
-        module = load_rung(road, last)
-        example = next(road.parity_feeds(declared_signature(road.recipe.model.inputs)))
-        plan = plan_pruning(module, example, step=step)
-        module = apply_pruning(module, plan, example=example)
-        if step.training.epochs > 0:
-            state, data = road.workspace.unfinished("prune", key=key), _training_data(road)
-            retrain(module, load_rung(road, source), data=data, step=step, progress=road.detail, state=state)
-        kept = _record(last)
-        return _kept(module, kept.model, folder=folder, maker="prune", parent=_parent(last), plans=(*kept.plans, plan))
-
-    key = {
-        "step": msgspec.to_builtins(step),
-        "from": _stage_key(last),
-        "source": _stage_key(source),
-        **training_key(step.training, road.recipe, workspace=road.workspace),
-        **road.data_key("train"),
-    }
-    weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights, together=True)
-    return _rung(road, name, weights=weights, source=source)
 
 
 def _built(road: Road, spec: ModelSpec, *, seed: int) -> nn.Module:
@@ -200,25 +184,27 @@ def load_weights(road: Road, stage: Stage[TorchWeights]) -> nn.Module:
     return load_torch(road.with_live(kept.model), Path(road.recipe.folder), plans=kept.plans, weights=path)
 
 
-def _record(rung: TorchRung) -> TorchWeights:
+def record_of(rung: TorchRung) -> TorchWeights:
+    """Return what rebuilds a rung's network. Raises ModelError for an .onnx source."""
     if rung.weights is None:
         raise ModelError("an .onnx source has no PyTorch network to train, distil or prune")
     return rung.weights.record
 
 
 def _parent(rung: TorchRung) -> str:
-    return _record(rung).artifact.digest
+    return record_of(rung).artifact.digest
 
 
-def _stage_key(rung: TorchRung) -> str:
+def stage_key(rung: TorchRung) -> str:
     """What made a rung: its code and settings too, which equal weights say nothing of."""
-    _record(rung)
+    record_of(rung)
     return rung.weights.key if rung.weights else ""
 
 
-def _kept(
+def keep(
     module: nn.Module, spec: ModelSpec, *, folder: Path, maker: str, parent: str, plans: tuple[Any, ...] = ()
 ) -> TorchWeights:
+    """Write a network's weights into a stage's folder, and return what rebuilds it."""
     from edgeexport.compression.checkpoint import save_weights
 
     path = folder / WEIGHTS
@@ -231,10 +217,11 @@ def _fit(road: Road, module: nn.Module, *, settings: Training, state: Path) -> N
     from edgeexport.training import resolve_loss, train
 
     loss = resolve_loss(settings.loss, road.recipe.folder)
-    train(module, _training_data(road), loss=loss, settings=settings, progress=road.detail, state=state)
+    train(module, training_data(road), loss=loss, settings=settings, progress=road.detail, state=state)
 
 
-def _training_data(road: Road) -> TrainingData:
+def training_data(road: Road) -> TrainingData:
+    """Return the training split in memory."""
     from edgeexport import data
     from edgeexport.training import TrainingData
 
@@ -243,7 +230,8 @@ def _training_data(road: Road) -> TrainingData:
     return TrainingData(tuple(inputs.values()), labels, folder=road.recipe.folder)
 
 
-def _rung(road: Road, name: str, *, weights: Stage[TorchWeights], source: TorchRung | None) -> TorchRung:
+def rung_of(road: Road, name: str, *, weights: Stage[TorchWeights], source: TorchRung | None) -> TorchRung:
+    """Export a network that a stage left behind, and score it."""
     parent = weights.record.artifact.digest
     spine = export_spine(
         road, name, parent=parent, load=lambda: load_weights(road, weights), key={"weights": weights.key}
@@ -272,5 +260,5 @@ def _row(rung: TorchRung, reason: str) -> Rung:
         parity=spine.parity,
         score=rung.scored.score,
         drop=rung.scored.drop,
-        notes=(f"exporter: {spine.exporter}", *spine.notes),
+        notes=(*rung.notes, f"exporter: {spine.exporter}", *spine.notes),
     )

@@ -257,23 +257,35 @@ class Distill(Record, tag_field="do", tag="distill"):
 
 
 class Prune(Record, tag_field="do", tag="prune"):
-    """Remove channels until the multiply-accumulates fall to 1/`macs`, in `rounds` rounds, retraining after each.
+    """Remove parts until every goal is reached, in `rounds` rounds of about equal ratio, retraining after each.
 
-    criterion: how a channel's importance is read off the weights. round_to: widths stay multiples of this.
-    locked: names of layers that keep all their channels. distil: retrain against the source's outputs, by a method
-    of `distill` if it is named.
+    speedup: latency falls to 1/`speedup`, by times measured on the first target where a device can judge it.
+    max_size_mb: of the form that ships. macs: multiply-accumulates fall to 1/`macs`. At least one of the three.
+    parts: "width" (channels), "depth" (whole blocks that keep their input's shape), "heads" (of attention).
+    criterion: how importance is found; see `compression.criteria`. scope: all layers compete, or each gives alike.
+    round_to: widths stay multiples of this. locked: names of layers or blocks that stay whole. distil: retrain against
+    the source's outputs, by a method of `distill` if it is named.
     """
 
-    macs: float = 2.0
+    speedup: float | None = None
+    max_size_mb: float | None = None
+    macs: float | None = None
     rounds: int = 1
-    criterion: Literal["l1", "l2", "bn_scale", "random"] = "l2"
+    parts: tuple[Literal["width", "depth", "heads"], ...] = ("width",)
+    criterion: Literal["l1", "l2", "bn_scale", "taylor", "group_norm", "random"] = "l2"
+    scope: Literal["global", "per-layer"] = "global"
     round_to: int = 16
     locked: tuple[str, ...] = ()
     distil: bool | Method = True
     training: Training = Training()
 
     def __post_init__(self) -> None:
-        check_bounds(self, "prune", macs=ABOVE_ONE, rounds=COUNT, round_to=COUNT)
+        above = {"speedup": ABOVE_ONE, "macs": ABOVE_ONE, "max_size_mb": POSITIVE}
+        check_bounds(self, "prune", **above, rounds=COUNT, round_to=COUNT)
+        if self.speedup is None and self.max_size_mb is None and self.macs is None:
+            raise RecipeError("`prune` has no goal", next_step="say speedup = 2.0, max_size_mb = 0.5 or macs = 2.0")
+        if not self.parts:
+            raise RecipeError("`prune.parts` is empty, expected width, depth or heads")
 
 
 class Quantize(Record, tag_field="do", tag="quantize"):

@@ -9,6 +9,7 @@ from edgeexport.records.base import Record
 from edgeexport.records.measurement import Comparison, Measurement
 from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
+from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.ranges import Ranges
 from edgeexport.records.verdict import Drop, Score
 
@@ -93,3 +94,25 @@ class Timed(Record):
     candidate: Measurement | None = None
     comparison: Comparison | None = None
     reason: str = ""
+
+
+class PlannedRound(Record):
+    """A pruning round before it is retrained.
+
+    timed: beside the network before it, both in the form that ships. bytes: of these files, 0 where none was built.
+    faster: whether being faster is asked of it.
+    """
+
+    plan: PruningPlan
+    timed: Timed
+    bytes_before: int = 0
+    bytes_after: int = 0
+    faster: bool = False
+
+    @property
+    def slower(self) -> str:
+        """Why the round is not worth retraining; empty where nothing was measured, or faster it is."""
+        found = self.timed.comparison
+        if not self.faster or found is None or found.claim == "faster":
+            return ""
+        return f"measured at {found.ratio.value:.3f} of the time before: {found.claim}"

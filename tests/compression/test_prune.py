@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from edgeexport.compression.channels import disproof
+from edgeexport.compression.channels import Removal, disproof
 from edgeexport.compression.macs import count_macs, tensors
-from edgeexport.compression.prune import apply_pruning, plan_pruning, retrain, round_goals
+from edgeexport.compression.prune import Means, apply_pruning, plan_pruning, retrain
+from edgeexport.compression.rounds import round_asked
 from edgeexport.errors import ModelError, RecipeError
 from edgeexport.records.base import from_json, to_json
-from edgeexport.records.pruning import PruningPlan
+from edgeexport.records.pruning import PlannedGoal, PruningPlan
 from edgeexport.records.recipe import Prune, Training
 from edgeexport.training import TrainingData
 from tests.compression import nets
@@ -150,7 +151,7 @@ def test_locked_layers_keep_their_channels():
 
 def test_an_unknown_locked_layer_is_an_error_with_the_nearest_name():
     with pytest.raises(RecipeError, match=r"bloks\.1\.conv1") as caught:
-        plan_pruning(nets.settled(nets.OptionA), nets.PICTURE, step=Prune(locked=("bloks.1.conv1",)))
+        plan_pruning(nets.settled(nets.OptionA), nets.PICTURE, step=Prune(macs=2.0, locked=("bloks.1.conv1",)))
     assert "blocks.1.conv1" in caught.value.next_step
 
 
@@ -189,21 +190,25 @@ def test_a_plan_whose_cost_is_wrong_is_refused():
 
 def test_the_proof_goes_red_on_a_removal_that_changes_the_result():
     module = nets.settled(nets.Shuffle)
-    assert disproof(module, nets.PICTURE, removals=[("first", (0, 1, 5))])
-    assert not disproof(module, nets.PICTURE, removals=[("second", (0, 1, 5))])
+    assert disproof(module, nets.PICTURE, removals=[Removal("first", (0, 1, 5))])
+    assert not disproof(module, nets.PICTURE, removals=[Removal("second", (0, 1, 5))])
 
 
-def test_rounds_go_down_in_equal_ratios():
-    assert round_goals(1000, Prune(macs=4.0, rounds=2)) == (500, 250)
+def test_rounds_go_down_in_equal_ratios_of_what_is_left():
+    step = Prune(macs=4.0, max_size_mb=1.0, rounds=2)
+    assert round_asked({"macs": 1000, "max_size_mb": 9.0}, step, done=[]) == {"macs": 500, "max_size_mb": 3.0}
+    further = PruningPlan("l2", 16, 1000, 400, (), goals=(PlannedGoal("macs", "MACs", "predicted", 500, 1000, 400),))
+    assert round_asked({"macs": 400, "max_size_mb": 2.0}, step, done=[further]) == {"macs": 250, "max_size_mb": 1.0}
 
 
-def test_two_rounds_prune_further_than_one():
+def test_two_rounds_prune_as_far_as_asked():
     module, step = nets.settled(nets.OptionA), Prune(macs=1.9, rounds=2, round_to=8)
-    goals = round_goals(count_macs(module, nets.PICTURE), step)
-    for goal in goals:
-        plan = plan_pruning(module, nets.PICTURE, step=step, goal=goal)
-        apply_pruning(module, plan, example=nets.PICTURE)
-        assert count_macs(module, nets.PICTURE) <= goal
+    first, done = count_macs(module, nets.PICTURE), []
+    for _ in range(2):
+        asked = round_asked({"macs": count_macs(module, nets.PICTURE)}, step, done=done)
+        done.append(plan_pruning(module, nets.PICTURE, step=step, means=Means(asked=asked)))
+        apply_pruning(module, done[-1], example=nets.PICTURE)
+    assert done[0].macs_after > first / 1.9 >= done[1].macs_after == count_macs(module, nets.PICTURE)
 
 
 @pytest.mark.parametrize("distil", [True, False])
@@ -216,5 +221,5 @@ def test_retraining_brings_a_pruned_network_back_towards_its_source(distil):
     pruned = apply_pruning(copy.deepcopy(source), plan, example=nets.TABLE)
     before = np.square(pruned(torch.from_numpy(rows)).detach().numpy() - labels).mean()
     training = Training(epochs=20, batch_size=64, learning_rate=0.02, loss="mse")
-    retrain(pruned, source, data=TrainingData(rows, labels), step=Prune(distil=distil, training=training))
+    retrain(pruned, source, data=TrainingData(rows, labels), step=Prune(macs=2.0, distil=distil, training=training))
     assert np.square(pruned(torch.from_numpy(rows)).detach().numpy() - labels).mean() < before / 2

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from edgeexport.devices.emulated.counts import read_counts
+from edgeexport.devices.emulated.counts import read_counts, read_each
 from edgeexport.devices.guest import root as layout
 from edgeexport.devices.guest.machine import command, environment
 from edgeexport.devices.guest.presets import PRESETS, Preset
@@ -28,6 +28,7 @@ from edgeexport.records.target import Target, facts
 
 MODES = ("outputs", "count", "memory", "describe")
 DESCRIBE_SECONDS = 120.0
+LOG = "counts"
 
 
 class Emulated:
@@ -67,15 +68,35 @@ class Emulated:
 
         The first two inputs are warm-ups: give at least three. Raises DeviceError, or MachineError if nothing counts.
         """
+        answer, log = self._logged(job, files=files, timeout=timeout, outputs_to=outputs_to)
+        with log as folder:
+            return answer, read_counts(Path(folder) / LOG, inferences=len(read_outputs(answer)))
+
+    def count_each(
+        self, job: Mapping[str, Any], *, files: Mapping[str, Path] = NO_FILES, timeout: float, outputs_to: Path
+    ) -> list[int]:
+        """Run a job's inputs, in turn, and return the instructions of each inference. Raises as `count` does."""
+        answer, log = self._logged(job, files=files, timeout=timeout, outputs_to=outputs_to)
+        with log as folder:
+            each = read_each(Path(folder) / LOG, inferences=len(read_outputs(answer)))
+        return [counts["total"] for counts in each]
+
+    def _logged(
+        self, job: Mapping[str, Any], *, files: Mapping[str, Path], timeout: float, outputs_to: Path
+    ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str]]:
+        """The answer, and a folder with the plugin's log."""
         reason = counts_missing(self.preset)
         if reason:
             raise MachineError(f"{self.name}: instructions cannot be counted: {reason}", next_step=layout.INSTALL)
         counted = {**job, "mode": "count"}
-        with tempfile.TemporaryDirectory(prefix="edgeexport-count-") as folder:
-            log = Path(folder) / "counts"
-            plugin = ("-plugin", str(self.root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
-            answer = self._run(counted, files=files, timeout=timeout, outputs_to=outputs_to, plugin=plugin)
-            return answer, read_counts(log, inferences=len(read_outputs(answer)))
+        folder = tempfile.TemporaryDirectory(prefix="edgeexport-count-")
+        log = Path(folder.name) / LOG
+        plugin = ("-plugin", str(self.root / layout.PLUGIN), "-d", "plugin", "-D", str(log))
+        try:
+            return self._run(counted, files=files, timeout=timeout, outputs_to=outputs_to, plugin=plugin), folder
+        except BaseException:
+            folder.cleanup()
+            raise
 
     def can_judge(self, target: Target) -> tuple[bool, str]:
         """Return that no emulated machine gives a target's latency or memory."""

@@ -20,14 +20,23 @@ def read_counts(log: Path, *, inferences: int) -> InstructionCounts:
 
     inferences: how many the job made, the warm-ups included. Raises DeviceError.
     """
-    marks = _marks(log)
-    wanted = [range(2 * index, 2 * index + 2) for index in range(inferences)]
-    if inferences <= WARM_UPS or any(mark not in marks for pair in wanted for mark in pair):
-        raise DeviceError(f"the instruction log has marks {sorted(marks)}, not two for each of {inferences} inferences")
-    each = [_between(marks[start], marks[end]) for start, end in wanted[WARM_UPS:]]
+    each = read_each(log, inferences=inferences)[WARM_UPS:]
+    if not each:
+        raise DeviceError(
+            f"the instruction log has {inferences} inferences, none of them after the {WARM_UPS} warm-ups"
+        )
     least = min(each, key=lambda counts: counts["total"])
     most = max(counts["total"] for counts in each)
     return InstructionCounts(**least, inferences=len(each), deviation=most / least["total"] - 1)
+
+
+def read_each(log: Path, *, inferences: int) -> list[dict[str, int]]:
+    """Return the counts of every inference, the first ones included. Raises DeviceError."""
+    marks = _marks(log)
+    wanted = [range(2 * index, 2 * index + 2) for index in range(inferences)]
+    if not inferences or any(mark not in marks for pair in wanted for mark in pair):
+        raise DeviceError(f"the instruction log has marks {sorted(marks)}, not two for each of {inferences} inferences")
+    return [_between(marks[start], marks[end]) for start, end in wanted]
 
 
 def _marks(log: Path) -> dict[int, tuple[int, ...]]:

@@ -1,0 +1,237 @@
+"""The latency table: single layers in the form that ships, timed once on the device, or predicted where none may judge.
+
+The rule: a table is made from shapes and a target alone, is stored, and says how its figures are known. All layers of
+a sheet run in one process under onnxruntime's profiler; the least of several processes counts, since disturbances only
+add.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from edgeexport import graph, quantization, runtimes
+from edgeexport.compression.latency import Grid, predicted_table
+from edgeexport.devices import emulated
+from edgeexport.devices.guest import root
+from edgeexport.errors import DeviceError, ModelError
+from edgeexport.graph import Layer
+from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.timing import NO_DEVICE, device_for, lasting
+from edgeexport.progress import Progress, silent
+from edgeexport.records.base import file_digest
+from edgeexport.records.latency import LatencyTable, LayerCost, ShapeCosts
+from edgeexport.records.target import Target
+from edgeexport.runtimes.protocol import Conversion
+from edgeexport.validation.answers import ProfiledNode, read_nodes
+from edgeexport.validation.emulation import presets_for
+from edgeexport.validation.subjects import PLANS, Subject, prepared
+from edgeexport.workspace import Stage, versions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeexport.devices.emulated import Emulated
+    from edgeexport.devices.protocol import Device
+
+    FormName = Literal["int8", "fp32"]
+
+RUNTIME = "ort"
+LAUNCHES = 3
+# Of each process: enough for a mean of short kernels, and an end for long ones.
+WARM: dict[str, float] = {"iterations": 20, "seconds": 0.3, "cap_seconds": 6.0}
+SECONDS = 120.0
+# Under emulation: inferences of nothing, of each layer, and the time that they may take.
+WARM_UPS, REPEATS, COUNT_SECONDS = 3, 2, 600.0
+# A sheet holds so many layers at most, and so many numbers in their weights.
+MOST_LAYERS, MOST_WEIGHTS = 48, 16_000_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where, and in which form, a network is to be fast. device: as the user wants it."""
+
+    target: Target
+    form: FormName
+    device: str | None = None
+
+    def machine(self) -> tuple[Device | None, str]:
+        """Return the device that may judge the target and can time single layers; else None and why not."""
+        if self.target.runtime != RUNTIME:
+            return None, f"{self.target.runtime} gives no times of single operators"
+        return device_for(self.target, self.device)
+
+    def counter(self) -> Emulated | None:
+        """Return an emulated CPU like the target's that counts instructions, where nothing can be timed."""
+        if self.target.runtime != RUNTIME or self.device == NO_DEVICE or self.machine()[0] is not None:
+            return None
+        presets = [] if root.missing() else presets_for(self.target)
+        able = [preset.name for preset in presets if not emulated.counts_missing(preset)]
+        return emulated.machine(able[0]) if able else None
+
+    def key(self) -> dict[str, Any]:
+        """What decides figures besides shapes."""
+        machine, reason = self.machine()
+        counter = self.counter()
+        target = msgspec.to_builtins(self.target)
+        return {
+            "target": {name: value for name, value in target.items() if name not in {"title", "notes", "limits"}},
+            "form": self.form,
+            "device": lasting(machine.describe(self.target.runtime)) if machine else reason,
+            "counted on": [counter.name, root.recipe()] if counter else None,
+            "versions": versions("numpy", *runtimes.get(self.target.runtime).packages),
+        }
+
+
+def layer_table(road: Road, place: Place, *, wanted: Sequence[Grid]) -> LatencyTable:
+    """Return the table of these shapes, made once for each workspace and machine."""
+
+    def make(_: Path) -> LatencyTable:
+        return time_layers(place, wanted, progress=road.detail)
+
+    key = {**place.key(), "wanted": [_grid_key(grid) for grid in wanted]}
+    stage: Stage[LatencyTable] = road.workspace.stage("layer times", key=key, make=make, kind=LatencyTable)
+    return stage.record
+
+
+def _grid_key(grid: Grid) -> list[Any]:
+    return [msgspec.to_builtins(grid.shape), grid.inputs, grid.outputs]
+
+
+def time_layers(place: Place, wanted: Sequence[Grid], *, progress: Progress = silent) -> LatencyTable:
+    """Time every point of every grid on the device of `place`, or predict them where it cannot.
+
+    Raises DeviceError where the device does not answer, ModelError for a layer that the target's form cannot have.
+    """
+    machine, reason = place.machine()
+    counter = place.counter()
+    worker = machine or counter
+    if worker is None:
+        return predicted_table(wanted, target=place.target.name, form=place.form, reason=reason)
+    layers = [Layer(grid.shape, *point) for grid in wanted for point in grid.points]
+    costs: dict[Layer, float] = {}
+    for part in _sheets(layers):
+        progress(f"cost of {len(layers)} layers on {worker.name}", len(costs) / len(layers))
+        costs |= _counted(part, place, machine=counter) if counter else _timed(part, place, machine=worker)
+    facts = worker.describe(place.target.runtime)
+    return LatencyTable(
+        target=place.target.name,
+        form=place.form,
+        basis="measured" if machine else "counted",
+        unit="ms" if machine else "M instructions",
+        shapes=tuple(_costs(grid, costs) for grid in wanted),
+        device=facts.device,
+        runtime_version=facts.runtime_version,
+        threads=place.target.threads,
+        conditions=lasting(facts),
+        reason=reason,
+    )
+
+
+def _costs(grid: Grid, costs: dict[Layer, float]) -> ShapeCosts:
+    return ShapeCosts(grid.shape, tuple(LayerCost(*point, costs[Layer(grid.shape, *point)]) for point in grid.points))
+
+
+def _sheets(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Part the layers into sheets, none too large."""
+    part: list[Layer] = []
+    weights = 0
+    for layer in dict.fromkeys(layers):
+        size = layer.inputs * layer.outputs * max(1, len(layer.shape.kernel) and layer.shape.kernel[0] ** 2)
+        if part and (len(part) == MOST_LAYERS or weights + size > MOST_WEIGHTS):
+            yield part
+            part, weights = [], 0
+        part.append(layer)
+        weights += size
+    if part:
+        yield part
+
+
+def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[Layer, float]:
+    """Milliseconds of each layer of one sheet: the least of a few processes' means."""
+    with tempfile.TemporaryDirectory(prefix="edgeexport-sheet-") as name:
+        folder = Path(name)
+        path = folder / "sheet.onnx"
+        model, feeds = graph.sheet(layers)
+        graph.save(model, path)
+        subject = shipped(path, feeds, place=place, folder=folder)
+        runs = [profiled(subject, machine=machine, folder=folder / "in") for _ in range(LAUNCHES)]
+    found = [graph.layer_times((node.name, node.us / max(node.calls, 1) / 1e3) for node in nodes) for nodes in runs]
+    missing = [layer for index, layer in enumerate(layers) if not all(index in times for times in found)]
+    if missing:
+        raise DeviceError(f"{machine.name}: the profile has no time of {missing[0]} and {len(missing) - 1} others")
+    return {layer: min(times[index] for times in found) for index, layer in enumerate(layers)}
+
+
+def _counted(layers: Sequence[Layer], place: Place, *, machine: Emulated) -> dict[Layer, float]:
+    """Millions of instructions of each layer of one sheet: of an inference of it alone, beyond one of nothing."""
+    with tempfile.TemporaryDirectory(prefix="edgeexport-sheet-") as name:
+        folder = Path(name)
+        model, feeds = graph.sheet(layers, apart=True)
+        graph.save(model, folder / "sheet.onnx")
+        subject = shipped(folder / "sheet.onnx", feeds, place=place, folder=folder)
+        nothing = {key: value[:0] for key, value in feeds.items()}
+        alone = [{**nothing, key: value} for key, value in feeds.items() for _ in range(REPEATS)]
+        turn = prepared(replace(subject, inputs=[nothing] * WARM_UPS + alone), folder / "in", plan=PLANS["smoke"])
+        found = machine.count_each(turn.job, files=turn.files, timeout=COUNT_SECONDS, outputs_to=folder / "out")
+    least = min(found[:WARM_UPS])
+    each = [found[start : start + REPEATS] for start in range(WARM_UPS, len(found), REPEATS)]
+    return {layer: max(min(counts) - least, 1) / 1e6 for layer, counts in zip(layers, each, strict=True)}
+
+
+def shipped(path: Path, feeds: dict[str, NDArray[Any]], *, place: Place, folder: Path) -> Subject:
+    """Return the file that a float .onnx file becomes on the target, in the form of `place`, as something to measure.
+
+    feeds: one sample; ranges come from it alone, since times do not depend on them. A network of which nothing can
+    be quantized stays in float.
+    """
+    target = msgspec.structs.replace(place.target, format="onnx") if place.target.format == "ort" else place.target
+    job = Conversion(path, None, None, None, lambda: iter([feeds]), target)
+    if place.form == "int8":
+        try:
+            job = _quantized(job, feeds, out=folder / "int8.onnx")
+        except ModelError:
+            job = Conversion(path, None, None, None, lambda: iter([feeds]), target)
+    out = folder / f"runs.{target.format}"
+    converted = runtimes.get(target.runtime).convert(job, out)
+    return Subject(path.stem, out, file_digest(out), target.runtime, feeds, target.threads, converted.session_options)
+
+
+def _quantized(job: Conversion, feeds: dict[str, NDArray[Any]], *, out: Path) -> Conversion:
+    ranges = quantization.calibrate(job.spine, [feeds], samples_digest="sha256:0")
+    plan = quantization.plan_quantization(job.spine, ranges, numbers=job.target.numbers())
+    quantization.quantize(job.spine, plan, out=out)
+    return Conversion(job.spine, out, ranges, plan, job.samples, job.target)
+
+
+def profiled(subject: Subject, *, machine: Device, folder: Path) -> tuple[ProfiledNode, ...]:
+    """Return the times of every node of a file, in a fresh process. Raises DeviceError."""
+    turn = prepared(subject, folder, plan=PLANS["smoke"])
+    job = {**turn.job, "mode": "profile", "warmup": WARM}
+    found = read_nodes(machine.run(job, files=turn.files, timeout=SECONDS))
+    if isinstance(found, str):
+        raise DeviceError(f"{machine.name}: {found}")
+    return found
+
+
+def whole(subject: Subject, *, place: Place, folder: Path) -> float | None:
+    """Return what one inference of a whole file costs, in the unit of the place's table; None where that is predicted.
+
+    Milliseconds are those of all nodes together under the profiler: the least of a few processes.
+    """
+    machine, _ = place.machine()
+    counter = place.counter()
+    if machine is None and counter is not None:
+        longer = replace(subject, inputs=subject.samples()[:1] * (WARM_UPS + REPEATS))
+        turn = prepared(longer, folder, plan=PLANS["smoke"])
+        found = counter.count_each(turn.job, files=turn.files, timeout=COUNT_SECONDS, outputs_to=folder / "out")
+        return min(found[WARM_UPS:]) / 1e6
+    if machine is None:
+        return None
+    runs = [profiled(subject, machine=machine, folder=folder) for _ in range(LAUNCHES)]
+    return min(sum(node.us / max(node.calls, 1) for node in nodes) for nodes in runs) / 1e3

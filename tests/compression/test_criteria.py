@@ -1,0 +1,85 @@
+"""Criteria: each finds the channels that count by its own evidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeexport.compression.channels import find_groups
+from edgeexport.compression.criteria import gradient_batches, importance, taylor_scores
+from edgeexport.errors import ModelError
+from edgeexport.records.recipe import Prune, Training
+from edgeexport.training import TrainingData, resolve_loss
+from tests.compression import nets
+
+ROWS = np.random.default_rng(0).standard_normal((64, 12)).astype(np.float32)
+
+
+def hidden(module):
+    return find_groups(module, nets.TABLE)[0]
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def scores(module, criterion, evidence=None):
+    step = Prune(macs=1.5, criterion=criterion)
+    return importance(module, hidden(module), step=step, order=0, evidence=evidence or {})
+
+
+def taylor(module, labels=None):
+    settings = Training(batch_size=16)
+    batches = gradient_batches(TrainingData(ROWS, labels), settings, count=4)
+    return taylor_scores(module, batches, loss=resolve_loss("cross_entropy", "."))
+
+
+def test_group_norm_sees_what_reads_a_channel_and_l2_does_not():
+    module = two_layers()
+    with torch.no_grad():
+        module[2].weight[:, 5] = 0
+    assert scores(module, "group_norm").argmin() == 5
+    assert scores(module, "l2").argmin() != 5
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(64) % 3])
+def test_taylor_finds_a_channel_that_changes_nothing(labels):
+    module = two_layers()
+    with torch.no_grad():
+        module[2].weight[:, 5] = 0
+        module[0].weight[5] *= 100
+    found = scores(module, "taylor", taylor(module, labels))
+    assert found.argmin() == 5
+    assert scores(module, "l2").argmax() == 5
+
+
+def test_taylor_is_the_squared_change_of_the_loss_to_first_order():
+    module = two_layers()
+    rows, labels = torch.from_numpy(ROWS[:16]), torch.from_numpy(np.arange(16) % 3)
+    (batch,) = gradient_batches(TrainingData(ROWS[:16], labels.numpy()), Training(batch_size=16), count=1)
+    found = taylor_scores(module, [batch], loss=resolve_loss("cross_entropy", "."))["0"]
+    losses = []
+    for factor in (1.0, 1.0 - 1e-3):
+        with torch.no_grad():
+            hidden_rows = nn.functional.linear(
+                rows, module[0].weight * torch.tensor([1.0] * 7 + [factor] + [1.0] * 8)[:, None], module[0].bias
+            )
+            losses.append(nn.functional.cross_entropy(module[2](torch.relu(hidden_rows)).double(), labels).item())
+    assert found[7] == pytest.approx(((losses[0] - losses[1]) / 1e-3) ** 2, rel=0.05)
+
+
+def test_taking_gradients_leaves_the_network_as_it_was():
+    module = two_layers().train()
+    module[0].weight.requires_grad_(False)
+    taylor(module)
+    assert module.training
+    assert [value.requires_grad for value in module.parameters()] == [False, True, True, True]
+    assert all(value.grad is None for value in module.parameters())
+
+
+def test_taylor_without_samples_is_refused():
+    with pytest.raises(ModelError, match="taylor"):
+        taylor_scores(two_layers(), [], loss=None)

@@ -1,0 +1,96 @@
+"""The latency table as it is made: sheets of layers, timed, counted or predicted, each said to be so."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+
+import pytest
+
+from edgeexport import devices
+from edgeexport.compression.latency import Grid
+from edgeexport.graph import layer_times, sheet
+from edgeexport.graph.sheet import Layer
+from edgeexport.pipeline import layer_times as timing
+from edgeexport.pipeline.layer_times import Place, time_layers
+from edgeexport.records.latency import LayerShape
+from edgeexport.records.target import Target
+from edgeexport.runtimes.ort import open_session
+from tests.needs import need
+
+INSTALLED = os.environ.get("EDGEEXPORT_DEVICES")  # before `unemulated` hides it
+LAYERS = [
+    Layer(LayerShape("conv", (8, 8), (3, 3), (2, 2), (1, 1), (1, 1)), 8, 16),
+    Layer(LayerShape("conv", (8,), (3,), (1,), (0,), (1,), groups=2), 8, 16),
+    Layer(LayerShape("depthwise", (8, 8), (3, 3), (1, 1), (1, 1), (2, 2)), 16, 16),
+    Layer(LayerShape("transposed", (4, 4), (2, 2), (2, 2), (0, 0), (1, 1)), 16, 8),
+    Layer(LayerShape("linear", (6,)), 24, 40),
+]
+
+
+def here(form="int8"):
+    target = Target("here", "this machine", "ort", "onnx", platform.machine())
+    return Place(target, form)
+
+
+def test_a_sheet_holds_every_kind_of_layer_with_the_shapes_asked_for():
+    model, feeds = sheet(LAYERS)
+    outputs = open_session(model.SerializeToString()).run(feeds)
+    shapes = [outputs[f"layer{index}"].shape for index in range(len(LAYERS))]
+    assert shapes == [(1, 16, 4, 4), (1, 16, 6), (1, 16, 6, 6), (1, 8, 8, 8), (6, 40)]
+
+
+def test_times_are_read_by_layer_whatever_the_runtime_adds_to_a_name():
+    nodes = [("layer1_nchwc", 2.0), ("layer10_token_7", 3.0), ("q1", 9.0), ("layer2", 1.0)]
+    assert layer_times(nodes) == {1: 2.0, 10: 3.0, 2: 1.0}
+
+
+@pytest.mark.parametrize("form", ["int8", "fp32"])
+def test_every_layer_is_timed_in_the_form_that_ships(form):
+    wanted = [Grid(layer.shape, (layer.inputs,), (layer.outputs,)) for layer in LAYERS]
+    table = time_layers(here(form), wanted)
+    assert (table.basis, table.unit, table.form, table.device) == ("measured", "ms", form, "local")
+    assert [shape.shape for shape in table.shapes] == [layer.shape for layer in LAYERS]
+    assert all(cost.cost > 0 for shape in table.shapes for cost in shape.costs)
+
+
+def test_where_no_device_may_judge_costs_are_predicted_with_the_reason():
+    place = replace(here(), device="none")
+    table = time_layers(place, [Grid(LAYERS[0].shape, (8,), (16,))])
+    assert (table.basis, table.reason) == ("predicted", "no device was given (--device none)")
+
+
+def test_a_runtime_without_times_of_layers_is_predicted_with_the_reason():
+    target = Target("here", "this machine", "litert", "tflite", platform.machine())
+    machine, reason = Place(target, "int8").machine()
+    assert machine is None
+    assert "no times of single operators" in reason
+
+
+def test_a_profile_without_a_layer_is_an_error(monkeypatch):
+    monkeypatch.setattr(timing.graph, "layer_times", lambda nodes: dict(list(layer_times(nodes).items())[1:]))
+    with pytest.raises(timing.DeviceError, match="no time of"):
+        timing._timed(LAYERS[:2], here(), machine=devices.get("local"))
+
+
+def test_a_layer_that_is_given_nothing_is_left_out():
+    model, feeds = sheet(LAYERS, apart=True)
+    empty = {name: value[:0] for name, value in feeds.items()}
+    outputs = open_session(model.SerializeToString()).run({**empty, "in4": feeds["in4"]})
+    assert [outputs[f"layer{index}"].size for index in range(5)] == [0, 0, 0, 0, 240]
+
+
+def test_where_an_emulated_cpu_is_like_the_targets_instructions_are_counted(monkeypatch):
+    if INSTALLED is None:
+        monkeypatch.delenv("EDGEEXPORT_DEVICES")
+    else:
+        monkeypatch.setenv("EDGEEXPORT_DEVICES", INSTALLED)
+    need("emulated")
+    target = Target("phone", "a phone", "ort", "onnx", "aarch64", features=("asimd", "asimddp"), lacks=("i8mm",))
+    shape = LAYERS[0].shape
+    table = time_layers(Place(target, "int8"), [Grid(shape, (16,), (16, 64))])
+    narrow, wide = (cost.cost for cost in table.shapes[0].costs)
+    assert (table.basis, table.unit, table.device) == ("counted", "M instructions", "emulated:armv8.2")
+    assert "the target is aarch64" in table.reason
+    assert 1.5 < wide / narrow < 6

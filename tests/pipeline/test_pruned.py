@@ -1,0 +1,122 @@
+"""Pruning on the road: to time as the target's own kernels take it, by rounds, and honest where nothing was timed."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+
+from edgeexport.compression import prune
+from edgeexport.errors import ModelError
+from edgeexport.pipeline import layer_times as timing
+from edgeexport.pipeline.road import open_road
+from edgeexport.pipeline.torch_rungs import climb
+from edgeexport.progress import silent
+from edgeexport.records.measurement import Comparison, Interval
+from edgeexport.records.pruning import PruningPlan
+from edgeexport.records.recipe import load_recipe
+from edgeexport.records.stages import PlannedRound, Timed
+from edgeexport.records.target import load_target
+from edgeexport.validation.measure import PLANS
+from edgeexport.workspace import Workspace
+
+PRUNE = """
+[[step]]
+do = "prune"
+speedup = 1.2
+round_to = 8
+training = { epochs = 0 }
+
+[[step]]
+do = "quantize"
+"""
+
+
+@pytest.fixture
+def timed_here(desk, monkeypatch):
+    """The tiny request with a pruning step, on a target that this machine may judge, quickly."""
+    monkeypatch.setitem(PLANS, "brief", PLANS["smoke"])
+    desk.write("here.toml", f'title = "h"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n')
+    desk.edit("recipe.toml", '\n[[step]]\ndo = "quantize"\n', PRUNE)
+    return desk
+
+
+def climbed(desk, target="here.toml", *, bar=None):
+    """The part of the road that lies in PyTorch, without what comes after it."""
+    where = load_target(str(desk.folder / target) if target.endswith(".toml") else target)
+    with Workspace(desk.folder / "work") as work:
+        return climb(open_road(load_recipe(desk.folder / "recipe.toml"), work, progress=silent), bar, target=where)
+
+
+def plans(desk):
+    found = (desk.folder / "work" / "stages").glob("plan pruning-*/record.json")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+
+def test_a_run_prunes_to_time_says_what_it_measured_and_times_nothing_twice(timed_here, monkeypatch):
+    target = str(timed_here.folder / "here.toml")
+    assert timed_here.run(target=target) in (0, 1)
+    (plan,) = plans(timed_here)
+    (goal,) = plan["plan"]["goals"]
+    row = next(row for row in timed_here.record()["rungs"] if row["name"] == "pruned")
+    assert (goal["goal"], goal["basis"], goal["unit"]) == ("speedup", "measured", "ms")
+    assert goal["after"] <= goal["asked"] < goal["before"]
+    assert plan["timed"]["source"] is not None
+    assert plan["bytes_after"] < plan["bytes_before"]
+    assert "measured" in row["notes"][0]
+    monkeypatch.setattr(timing, "time_layers", pytest.fail)
+    assert timed_here.run(target=target) in (0, 1)
+
+
+def test_without_the_targets_cpu_a_plan_is_predicted_and_its_row_says_so(timed_here):
+    row = climbed(timed_here, "linux-arm64").rows[-1]
+    (plan,) = plans(timed_here)
+    assert plan["plan"]["goals"][0]["basis"] == "predicted"
+    assert "predicted" in row.notes[0]
+    assert any("not measured" in note for note in row.notes)
+
+
+def test_rounds_share_the_way_and_end_with_the_one_that_loses_too_much(timed_here):
+    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 3.0\nrounds = 3")
+    every, few = climbed(timed_here), climbed(timed_here, bar=0.0)
+    assert [rung.name for rung in every.standing] == ["source", "pruned 1/3", "pruned 2/3", "pruned 3/3"]
+    assert [(row.name, row.status) for row in few.rows][-1][1] == "rolled back"
+    assert len(few.rows) == len(few.standing) + 1
+
+
+def test_a_size_is_reached_by_the_file_that_ships(timed_here):
+    timed_here.edit("recipe.toml", "speedup = 1.2", "max_size_mb = 0.02")
+    climbed(timed_here)
+    (plan,) = plans(timed_here)
+    assert plan["bytes_after"] <= 0.02e6 * 1.03
+
+
+def test_the_criterion_taylor_takes_gradients_on_training_samples(timed_here):
+    timed_here.edit("recipe.toml", "speedup = 1.2", 'macs = 1.3\ncriterion = "taylor"')
+    climbed(timed_here)
+    (plan,) = plans(timed_here)
+    assert plan["plan"]["groups"]
+
+
+def test_a_round_that_is_not_measured_faster_is_not_worth_retraining():
+    plan = PruningPlan("l2", 16, 2, 1, ())
+    for claim, slower in (("faster", False), ("slower", True), ("no difference shown", True)):
+        compared = Comparison("a", "b", Interval(0.99), claim)
+        assert bool(PlannedRound(plan, Timed(comparison=compared), faster=True).slower) == slower
+    assert not PlannedRound(plan, Timed(reason="no device"), faster=True).slower
+
+
+def test_a_round_that_is_slower_is_rolled_back_without_training(timed_here, monkeypatch):
+    monkeypatch.setattr(PlannedRound, "slower", "measured at 1.2 of the time before: slower")
+    monkeypatch.setattr(prune, "retrain", pytest.fail)
+    timed_here.edit("recipe.toml", "epochs = 0", "epochs = 1")
+    found = climbed(timed_here)
+    assert [rung.name for rung in found.standing] == ["source"]
+    assert found.rows[-1].reason == "not retrained: measured at 1.2 of the time before: slower"
+
+
+def test_a_goal_out_of_reach_in_the_first_round_is_an_error(timed_here):
+    timed_here.edit("recipe.toml", "speedup = 1.2", "speedup = 100.0")
+    with pytest.raises(ModelError, match="cannot reach"):
+        climbed(timed_here, "linux-arm64")
