@@ -105,7 +105,7 @@ def test_a_labelled_sample_is_learnt_from_its_label_too(tmp_path: Path) -> None:
 class Depthwise(nn.Module):
     """Depthwise separable blocks with batch norm and ReLU, ten classes."""
 
-    def __init__(self, *, giant: float = 60.0) -> None:
+    def __init__(self, *, giant: float = 120.0) -> None:
         super().__init__()
         layers: list[nn.Module] = [*self._block(1, 16, 3, 1)]
         for _ in range(3):
@@ -156,7 +156,7 @@ def test_training_rescues_a_depthwise_net_that_one_scale_for_each_weight_breaks(
     ranges = calibrate(path, samples, samples_digest="")
     plan: QuantizationPlan = plan_quantization(path, ranges, numbers=FORMATS["per-tensor"])
     quantize(path, plan, out=tmp_path / "plain.int8.onnx")
-    trained = train_quantized(path, plan, data=learnt, out=out, lesson=Lesson(Tuning(epochs=5, batch_size=32)))
+    trained = train_quantized(path, plan, data=learnt, out=out, lesson=Lesson(Tuning(epochs=10, batch_size=32)))
     quantize(out, trained.plan, out=tmp_path / "trained.int8.onnx")
     real = score(path, judged)
     assert real >= 95
