@@ -62,7 +62,7 @@ def _tree() -> set[str]:
         f"{inside}/{path.relative_to(ROOT / folder)}"
         for folder, inside in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".") and path.suffix != ".md"
     }
 
 
