@@ -40,7 +40,7 @@ def test_all_mistakes_of_a_recipe_are_told_together(tmp_path: Path) -> None:
         "unknown key `preproces`; did you mean `preprocess`?",
         "unknown key `model.weigths`; did you mean `weights`?",
         "Expected `int`, got `str` - at `data.seed`",
-        "`step[1].criterion` is 'l3'; known here: `l1`, `l2`, `bn_scale`, `random`",
+        "`step[1].criterion` is 'l3'; known here: `l1`, `l2`, `bn_scale`, `taylor`, `group_norm`, `random`",
         "`step[2].do` is 'quantise'; did you mean `quantize`?",
         "`step[3].methods[2]` is 'entropi'; did you mean `entropy`?",
     ]
