@@ -108,18 +108,20 @@ def test_targets_are_found_outside_the_clone(light: Path, tmp_path: Path) -> Non
 
 
 def test_every_module_imports_in_the_light_core(light: Path, tmp_path: Path) -> None:
-    """Heavy packages are imported inside functions. Two folders are loaded so: `demo` holds a recipe's own code,
-    loaded like a user's, and what lies in `graph/lifting` makes a torch module and is loaded by `graph.lift` only."""
+    """Heavy packages are imported inside functions. Three folders are loaded so: `demo` holds a recipe's own code,
+    loaded like a user's, and what lies in `graph/lifting` and `quantization/qat` makes torch modules."""
     modules = sorted(
         str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         for path in (ROOT / "edgeexport").rglob("*.py")
-        if path.name != "__main__.py" and "demo" not in path.parts and path.parent.name != "lifting"
+        if path.name != "__main__.py" and "demo" not in path.parts and path.parent.name not in {"lifting", "qat"}
     )
     script = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
     _run(light / "python", "-c", script, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["edgeexport.graph", "edgeexport.graph.lifting", "edgeexport.demo"])
+@pytest.mark.parametrize(
+    "name", ["edgeexport.graph", "edgeexport.graph.lifting", "edgeexport.quantization.qat", "edgeexport.demo"]
+)
 def test_a_room_that_holds_torch_code_does_not_load_it(name: str, tmp_path: Path) -> None:
     script = f"import sys, {name}; assert not {{'torch', 'onnx', 'onnxruntime'}} & set(sys.modules)"
     _run(sys.executable, "-c", script, cwd=tmp_path)

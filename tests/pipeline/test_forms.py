@@ -107,7 +107,7 @@ class Front(nn.Module):
 
     def forward(self, image):
         wide = self.power(image)
-        return self.body(torch.log(wide * wide * wide * wide + 1e-6))
+        return self.body(torch.pow(wide * wide * wide * wide + 1e-6, 0.05))
 
 
 def net():
