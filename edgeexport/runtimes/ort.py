@@ -46,6 +46,7 @@ FLOAT_STAYS = {"optimization.disable_specified_optimizers": "WeightBiasQuantizat
 # Numbers are the model's, not this machine's: x86 without VNNI would cap 16-bit sums of two products. Elsewhere
 # onnxruntime ignores it. A target whose CPU caps them says so in its file's options.
 EXACT_SUMS = "session.x64quantprecision"
+UNFUSED = {"graph_optimization_level": "disable"}
 LEVELS = ("disable", "basic", "extended", "layout", "all")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -71,18 +72,22 @@ def open_session(model: Path | bytes, *, threads: int = 1, options: Mapping[str,
 
 
 def _started_exact(ort: Any, source: str | bytes, *, options: Mapping[str, Any], threads: int, origin: str) -> Any:
-    """Start a session with exact sums; as the machine has them where onnxruntime has no such kernels for the file."""
+    """Start a session with exact sums; unfused, so in float, where onnxruntime has no exact kernels for the file."""
 
-    def start(entries: Mapping[str, str]) -> Any:
-        config = session_options(ort, {**options, "config_entries": entries})
+    def start(options: Mapping[str, Any], *, silent: bool = False) -> Any:
+        config = session_options(ort, options)
         config.intra_op_num_threads = threads
+        if silent:
+            config.log_severity_level = 4
         return started(ort, source, config=config, origin=origin)
 
     entries = options.get("config_entries", {})
-    if EXACT_SUMS not in entries:
-        with contextlib.suppress(ModelError):
-            return start({EXACT_SUMS: "1", **entries})
-    return start(entries)
+    if EXACT_SUMS in entries:
+        return start(options)
+    # What it lacks kernels for (layers that share a weight, say) it reports as it reports a damaged file.
+    with contextlib.suppress(CorruptFile, ModelError):
+        return start({**options, "config_entries": {**entries, EXACT_SUMS: "1"}}, silent=True)
+    return start({**options, **UNFUSED})
 
 
 @dataclass(frozen=True)

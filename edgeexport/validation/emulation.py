@@ -26,6 +26,7 @@ from edgeexport.records.device import DeviceFacts
 from edgeexport.records.emulation import EmulatedRun, EmulationRecord
 from edgeexport.records.parity import OutputParity
 from edgeexport.records.target import Target
+from edgeexport.runtimes.ort import EXACT_SUMS, UNFUSED
 from edgeexport.validation.compare import compare_outputs
 from edgeexport.validation.measure import Subject, run_on_device
 
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 
 COUNTED = 5
 AT_ONCE = 2
-EXACT_X86 = {"session.x64quantprecision": "1"}  # onnxruntime refuses it for some files with int8 activations
-UNFUSED = {"graph_optimization_level": "disable"}  # integers then stand in float32: off by a rounding, never saturated
+EXACT_X86 = {EXACT_SUMS: "1"}  # onnxruntime refuses it for some files; UNFUSED: off by a rounding, never saturated
 LARGEST_HALF = "65,504"
 OLD_RUNTIME = "tflite_runtime"
 

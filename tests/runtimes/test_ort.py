@@ -237,3 +237,42 @@ def test_a_missing_onnxruntime_is_named_with_the_smallest_extra(monkeypatch: pyt
     with pytest.raises(MissingExtra, match="onnxruntime") as caught:
         open_session(b"")
     assert caught.value.extra == "ort"
+
+
+def test_a_file_without_exact_kernels_opens_unfused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime says of such a file what it says of a damaged one; only x86 without VNNI meets it."""
+    path = shared_weight(tmp_path)
+    feeds = pictures(1, shape=(1, 3, 16, 16))[0]
+    (whole,) = open_session(path, options=ort_runtime.UNFUSED).run(feeds).values()
+    (found,) = open_session(path).run(feeds).values()
+    assert np.abs(found - whole).max() <= 0.05 * np.abs(whole).max()
+    real, levels = ort_runtime.started, []
+
+    def refusing(*arguments: Any, config: Any, **rest: Any) -> Any:
+        levels.append(config.graph_optimization_level.name)
+        if len(levels) == 1:
+            assert config.get_session_config_entry(ort_runtime.EXACT_SUMS) == "1"
+            raise CorruptFile("no kernel")
+        return real(*arguments, config=config, **rest)
+
+    monkeypatch.setattr(ort_runtime, "started", refusing)
+    (found,) = open_session(path).run(feeds).values()
+    assert np.array_equal(found, whole)
+    assert levels == ["ORT_ENABLE_ALL", "ORT_DISABLE_ALL"]
+
+
+def shared_weight(folder: Path) -> Path:
+    """An int8 file in which two convolutions share a weight."""
+    net = Net()
+    last = net.put("Relu", net.conv(net.put("Relu", net.conv("image", 3, 16)), 16, 16))
+    net.conv(last, 16, 16)
+    spine = net.save(folder / "net.onnx")
+    model = graph.load(spine)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    convolutions[2].input[1] = convolutions[1].input[1]
+    graph.save(model, spine)
+    plan = plan_quantization(
+        spine, calibrate(spine, samples(), samples_digest="sha256:0"), numbers=NumberFormat(activations="uint8")
+    )
+    quantize(spine, plan, out=folder / "int8.onnx")
+    return folder / "int8.onnx"

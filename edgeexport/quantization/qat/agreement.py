@@ -19,17 +19,13 @@ from edgeexport import graph
 from edgeexport.errors import CorruptFile, ModelError
 from edgeexport.quantization.qat.simulation import Simulation
 from edgeexport.quantization.qat.twin import Twin
-from edgeexport.runtimes.ort import OrtSession, open_session
+from edgeexport.runtimes.ort import EXACT_SUMS, UNFUSED, OrtSession, open_session
 from edgeexport.runtimes.protocol import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# onnxruntime's x86 kernels without VNNI saturate sums of 8-bit products; with this they do not.
-EXACT = {"config_entries": {"session.x64quantprecision": "1"}}
-# onnxruntime does not open a file with EXACT in which layers share a weight; unfused it computes in float, without sums
-# that saturate.
-UNFUSED = {"graph_optimization_level": "disable"}
+EXACT = {"config_entries": {EXACT_SUMS: "1"}}
 
 
 @dataclass(frozen=True)
