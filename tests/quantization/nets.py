@@ -11,6 +11,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeexport.records.target import NumberFormat
+
+FORMATS = {
+    "per-channel": NumberFormat(activations="uint8"),
+    "per-tensor": NumberFormat(activations="uint8", per_channel=False),
+    "7-bit": NumberFormat(activations="uint8", reduce_range=True),
+    "pairs": NumberFormat(activations="uint8", fit_pairs=True),
+    "symmetric": NumberFormat(activations="int8", symmetric_activations=True),
+}
+
 
 @dataclass
 class Net:

@@ -20,15 +20,8 @@ from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.target import NumberFormat
 from edgeexport.runtimes.ort import open_session
 from edgeexport.runtimes.ort_saturation import predict_saturation
-from tests.quantization.nets import Net, pictures, small_mobilenet, small_resnet
+from tests.quantization.nets import FORMATS, Net, pictures, small_mobilenet, small_resnet
 
-FORMATS = {
-    "per-channel": NumberFormat(activations="uint8"),
-    "per-tensor": NumberFormat(activations="uint8", per_channel=False),
-    "7-bit": NumberFormat(activations="uint8", reduce_range=True),
-    "fitted pairs": NumberFormat(activations="uint8", fit_pairs=True),
-    "symmetric": NumberFormat(activations="int8", symmetric_activations=True),
-}
 SAMPLES = pictures(4, shape=(8, 3, 16, 16))
 METHODS = {"rounding": learn_rounding, "biases": correct_biases}
 
@@ -117,7 +110,7 @@ def test_the_same_inputs_give_the_same_bytes_and_the_layers_are_named(method: st
 @pytest.mark.parametrize("way", METHODS)
 def test_learnt_weights_fit_16_bit_sums_where_the_plan_asks_for_it(way: str, tmp_path: Path) -> None:
     path, out, int8 = small_resnet(tmp_path / "net.onnx"), tmp_path / "learnt.onnx", tmp_path / "int8.onnx"
-    plan = METHODS[way](path, planned(path, FORMATS["fitted pairs"]), samples=SAMPLES, out=out)
+    plan = METHODS[way](path, planned(path, FORMATS["pairs"]), samples=SAMPLES, out=out)
     quantize(out, plan, out=int8)
     assert not predict_saturation(graph.load(int8)).possible
     assert max(layer.highest for layer in predict_saturation(graph.load(int8)).layers) > 255 * 120

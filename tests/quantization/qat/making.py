@@ -15,13 +15,6 @@ from edgeexport.training import TrainingData
 from tests.quantization.encoder_nets import sentences
 from tests.quantization.nets import Net, pictures
 
-FORMATS = {
-    "per-channel": NumberFormat(activations="uint8"),
-    "per-tensor": NumberFormat(activations="uint8", per_channel=False),
-    "7-bit": NumberFormat(activations="uint8", reduce_range=True),
-    "pairs": NumberFormat(activations="uint8", fit_pairs=True),
-    "symmetric": NumberFormat(activations="int8", symmetric_activations=True),
-}
 SAMPLES = pictures(4, shape=(8, 3, 16, 16))
 
 

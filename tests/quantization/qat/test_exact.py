@@ -21,8 +21,8 @@ from edgeexport.quantization.qat.agreement import EXACT, UNFUSED, agreement, pro
 from edgeexport.quantization.qat.steps import following, rounded
 from edgeexport.runtimes.ort import open_session
 from tests.needs import need
-from tests.quantization.nets import Net, small_mobilenet, small_resnet
-from tests.quantization.qat.making import FORMATS, SAMPLES, planned, sharing
+from tests.quantization.nets import FORMATS, Net, small_mobilenet, small_resnet
+from tests.quantization.qat.making import SAMPLES, planned, sharing
 from tests.quantization.test_real_resnet import pictures_of, resnet20
 
 NETS = pytest.mark.parametrize("build", [small_resnet, small_mobilenet, sharing])
