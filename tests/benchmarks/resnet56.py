@@ -107,7 +107,7 @@ def cut(teacher: nn.Module) -> nn.Module:
     for name, kept in zip(("layer1", "layer2", "layer3"), KEPT, strict=True):
         stage = getattr(student, name)
         setattr(student, name, nn.Sequential(*(stage[index] for index in kept)))
-    return student  # type: ignore[no-any-return]
+    return student
 
 
 def _tuning(data: TrainingData, epochs: float) -> Fit:
