@@ -201,7 +201,7 @@ def usable(folder: Path) -> None:
     with _disk_errors(folder):
         for leftover in folder.glob(".*.tmp") if folder.is_dir() else ():
             if LEFTOVER.fullmatch(leftover.name):
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
     probe = folder / f".{uuid.uuid4().hex}.probe"
     publish(probe, b"probe")
     with _disk_errors(folder):

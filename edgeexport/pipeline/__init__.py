@@ -55,7 +55,8 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     for target in places:
         device_for(target, device)
     out = Path(out)
-    usable(out)
+    if ranks.first():
+        usable(out)
     with Workspace(Path(workspace)) as work:
         check_bars(recipe, work, targets=places)
         road = open_road(recipe, work, progress=progress)

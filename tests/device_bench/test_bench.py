@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,24 @@ def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Pa
     assert len(answer["sentinel"]["before_ns"]) == len(answer["sentinel"]["after_ns"]) == 12
     assert answer["threads"] == {"requested": 1, "actual": 1}
     assert answer["accelerator"] == {"requested": "CPUExecutionProvider", "actual": "CPUExecutionProvider"}
+
+
+def test_nothing_that_empties_the_caches_comes_between_warm_up_and_timing(model: Path, monkeypatch) -> None:
+    """Collecting garbage there, or clearing memory for the times, made the first twenty iterations up to 3 × slower."""
+    spec = importlib.util.spec_from_file_location("bench_in_here", BENCH)
+    assert spec
+    assert spec.loader
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    order: list[str] = []
+    for place, name in [(bench.gc, "collect"), (bench, "room"), (bench, "warm_up"), (bench, "timed_loop")]:
+        known = getattr(place, name)
+        monkeypatch.setattr(
+            place, name, lambda *given, of=known, by=name, **more: (order.append(by), of(*given, **more))[1]
+        )
+    bench.time_model(job("time", model), types.SimpleNamespace(stage=""))
+    assert order[-2:] == ["warm_up", "timed_loop"]
+    assert sorted(order[:-2]) == ["collect", "room"]
 
 
 def test_outputs_are_those_of_the_runtime_and_carry_digests(model: Path, golden: np.ndarray, tmp_path: Path) -> None:
