@@ -12,13 +12,16 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests.device_bench.tiny import BENCH, dense_model, job, run, sample, saved
 from tests.needs import need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture
@@ -210,6 +213,16 @@ def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Pa
     assert len(answer["sentinel"]["before_ns"]) == len(answer["sentinel"]["after_ns"]) == 12
     assert answer["threads"] == {"requested": 1, "actual": 1}
     assert answer["accelerator"] == {"requested": "CPUExecutionProvider", "actual": "CPUExecutionProvider"}
+
+
+def _noted(name: str, known: Callable[..., Any], *, order: list[str]) -> Callable[..., Any]:
+    """The same function, which says that it was called."""
+
+    def call(*given: Any, **more: Any) -> Any:
+        order.append(name)
+        return known(*given, **more)
+
+    return call
 
 
 def test_nothing_that_empties_the_caches_comes_between_warm_up_and_timing(model: Path, monkeypatch) -> None:
