@@ -22,6 +22,8 @@ from tests.device_bench.tiny import BENCH, dense_model, sample
 # Short launches for hundreds of comparisons: half of a launch's time is the start of Python and its libraries.
 SHORT = Plan(6, 10, 0.01, 64, 0.05, cap_seconds=30, most=12, memory_launches=0)
 
+LAYERS, WIDTH, ROWS = 8, 96, 64
+
 PLANTED = """
 
 class Planted(OrtSession):
@@ -130,17 +132,20 @@ class Forking(Planting):
 
 @dataclass(frozen=True)
 class Model:
-    """A small model (about a fifth of a millisecond) in a folder."""
+    """A small model (about a fifth of a millisecond) in a folder.
+
+    Its weights and activations fit a core's own cache: a shared one tells what other machines' programs do in it.
+    """
 
     path: Path
 
     @classmethod
     def write(cls, folder: Path) -> Model:
-        return cls(dense_model(folder / "m.onnx", 8, width=256))
+        return cls(dense_model(folder / "m.onnx", LAYERS, width=WIDTH))
 
     def subject(self, label: str, **planted: int) -> Subject:
         """The model as a subject, with `planted_ns` or `planted_bytes`."""
-        feeds = sample(8, width=256)
+        feeds = sample(ROWS, width=WIDTH)
         return Subject(label, self.path, file_digest(self.path), "ort", feeds, options=planted)
 
 
