@@ -50,7 +50,8 @@ class Latency(Record):
     quarter of each launch. outliers: beyond Tukey's 1.5 IQR in their launch, `severe_outliers` beyond 3; none is
     dropped. spread: how far launches lie apart, as a share of their median. clock_batch: inferences between two
     readings of the clock, the most in any launch; above 1 where the clock is coarse (a browser's): an iteration is then
-    their mean.
+    their mean. undisturbed: the share of iterations during which nothing else used the core, by reference work between
+    them; medians are of these, tails and means of all.
     """
 
     median_ms: Interval
@@ -67,6 +68,7 @@ class Latency(Record):
     mean_ms: float | None = None
     spread: float | None = None
     clock_batch: int = 1
+    undisturbed: float = 1.0
 
 
 class Memory(Record):

@@ -107,7 +107,8 @@ class _Clock(msgspec.Struct, frozen=True):
 class Launch(msgspec.Struct, frozen=True, dict=True):
     """The answer of one fresh process in mode `time`. Unknown fields of newer programs are let through.
 
-    set_aside: its round was disturbed and has been measured again.
+    set_aside: its round was disturbed and has been measured again. probes: after how many iterations reference work
+    was done, and the nanoseconds that it took.
     """
 
     runtime_version: str
@@ -125,6 +126,7 @@ class Launch(msgspec.Struct, frozen=True, dict=True):
     affinity: _Affinity = _Affinity()
     warmup: _Warmup = _Warmup()
     set_aside: bool = False
+    probes: tuple[tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(gt=0)]], ...] = ()
 
     @cached_property
     def times_ms(self) -> NDArray[Any]:
@@ -170,9 +172,9 @@ def read_launch(answer: Mapping[str, Any]) -> Launch:
     return launch
 
 
-def examine(launches: Sequence[Launch], demand: Demand, *, drift: Drift) -> Findings:
-    """Apply every rule to the launches of one measurement."""
-    noise = [*_drifted(drift), *_spread(launches), *_trended(launches)]
+def examine(launches: Sequence[Launch], demand: Demand, *, drift: Drift, medians: Sequence[float]) -> Findings:
+    """Apply every rule to the launches of one measurement. medians: of the undisturbed iterations of each."""
+    noise = [*_drifted(drift), *_spread(medians), *_trended(medians)]
     facts = [complaint for rule in RULES for complaint in rule(launches, demand)]
     both = [*facts, *noise]
     return Findings(
@@ -315,14 +317,13 @@ def _drifted(drift: Drift) -> Complaints:
         yield False, f"{FIXED_WORK} {kind} by {drift.share:.1%}"
 
 
-def _spread(launches: Sequence[Launch]) -> Complaints:
-    share = spread([launch.median_ms for launch in launches])
+def _spread(medians: Sequence[float]) -> Complaints:
+    share = spread(medians)
     if share > SPREAD_WARNING:
         yield share > SPREAD_LIMIT, f"launches lie {share:.1%} apart (limit {SPREAD_LIMIT:.0%})"
 
 
-def _trended(launches: Sequence[Launch]) -> Complaints:
-    medians = [launch.median_ms for launch in launches]
+def _trended(medians: Sequence[float]) -> Complaints:
     change = max(medians) / min(medians) - 1
     # Two standard errors of a rank correlation: the order of a few launches looks like a trend soon enough.
     limit = max(TREND_LIMIT, 2 / math.sqrt(max(1, len(medians) - 1)))

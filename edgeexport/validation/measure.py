@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     Feeds = dict[str, NDArray[Any]]
 
+# Below this share of undisturbed iterations a measurement says so.
+UNDISTURBED_WARNING = 0.9
+
 
 def measure(
     subjects: Sequence[Subject],
@@ -134,7 +137,13 @@ def _measurement(
     turn: Turn, found: Findings, *, conditions: Conditions, drift: statistics.Drift, seed: int
 ) -> Measurement:
     reasons = tuple(dict.fromkeys([*found.reasons, *([turn.failure] if turn.failure else [])]))
-    launches = turn.kept
+    launches, times = turn.kept, turn.times
+    share = _undisturbed(launches, times)
+    warnings = [*found.warnings, *([turn.no_memory] if turn.no_memory else [])]
+    if share < UNDISTURBED_WARNING:
+        warnings.append(f"something else used the core during {1 - share:.0%} of the iterations: no median has them")
+    if not turn.state.fastest:
+        warnings.append("something else used the core nearly all the time: alone, the model would be faster")
     pieces = [piece for each in launches for piece in (*each.sentinel.before_ns, *each.sentinel.after_ns)]
     return Measurement(
         artifact=turn.subject.digest,
@@ -142,14 +151,14 @@ def _measurement(
         conditions=conditions,
         valid=not reasons,
         reasons=reasons,
-        warnings=(*found.warnings, turn.no_memory) if turn.no_memory else found.warnings,
-        latency=None if reasons else latency(launches, seed),
+        warnings=tuple(warnings),
+        latency=None if reasons else latency(launches, seed, times=times),
         memory=None if reasons else turn.memory,
         sentinel_drift=drift.share if turn.launches else None,
         sentinel_ms=quiet_ns(pieces) / 1e6 if pieces else None,
         before=_moment(launches[0].environment.before) if launches else None,
         after=_moment(launches[-1].environment.after) if launches else None,
-        set_aside=turn.set_aside,
+        set_aside=len(turn.set_aside),
     )
 
 
@@ -157,16 +166,24 @@ def _moment(told: Any) -> Moment:
     return Moment(**{name: getattr(told, name) for name in Moment.__struct_fields__})
 
 
-def latency(launches: Sequence[Launch], seed: int) -> Latency:
-    """Return the figures of valid launches. Tails are taken over all iterations, outliers counted in each launch."""
+def _undisturbed(launches: Sequence[Launch], times: Sequence[NDArray[Any]]) -> float:
+    total = sum(len(launch.times_ms) for launch in launches)
+    return sum(len(each) for each in times) / total if total else 1.0
+
+
+def latency(launches: Sequence[Launch], seed: int, *, times: Sequence[NDArray[Any]]) -> Latency:
+    """Return the figures of valid launches. times: the undisturbed milliseconds of each, which medians are taken of.
+
+    Tails and means are taken over all iterations, outliers counted in each launch.
+    """
     import numpy as np
 
     every = np.concatenate([launch.times_ms for launch in launches])
     beyond = [statistics.outliers(launch.times_ms) for launch in launches]
     warm = [value / 1e6 for launch in launches for value in launch.warmup.iterations_ns]
-    medians = [launch.median_ms for launch in launches]
+    medians = [float(np.median(each)) for each in times]
     return Latency(
-        median_ms=statistics.median_interval([launch.times_ms for launch in launches], seed=seed),
+        median_ms=statistics.median_interval(times, seed=seed),
         launch_medians_ms=tuple(medians),
         iterations=len(every),
         load_ms=float(np.median([launch.load_ms for launch in launches])),
@@ -180,6 +197,7 @@ def latency(launches: Sequence[Launch], seed: int) -> Latency:
         mean_ms=float(np.median([launch.times_ms.mean() for launch in launches])),
         spread=statistics.spread(medians),
         clock_batch=max(launch.clock.batch for launch in launches),
+        undisturbed=_undisturbed(launches, times),
     )
 
 
@@ -190,8 +208,7 @@ def _comparisons(
     for turn, measurement in zip(turns[1:], measured[1:], strict=True):
         if not (measured[0].valid and measurement.valid):
             continue
-        both = ([launch.times_ms for launch in each.kept] for each in (turn, turns[0]))
-        ratio = statistics.paired_ratio(*both, seed=seed)
+        ratio = statistics.paired_ratio(turn.times, turns[0].times, seed=seed)
         verdict = statistics.claim(ratio, drift=drift.share)
         found.append(Comparison(measured[0].artifact, measurement.artifact, ratio, verdict))
     return found
@@ -202,7 +219,7 @@ def _keep(folder: Path, turns: Sequence[Turn]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, turn in enumerate(turns):
         marked = [
-            msgspec.structs.replace(launch, set_aside=index < turn.set_aside)
+            msgspec.structs.replace(launch, set_aside=index in turn.set_aside)
             for index, launch in enumerate(turn.launches)
         ]
         (folder / f"{number}.json").write_bytes(msgspec.json.encode(marked))

@@ -1,8 +1,9 @@
 """Rounds: every subject takes its turn in random order, until the machine was quiet for long enough or time is up.
 
 The rule: more rounds are run when the machine was noisy or an interval is still wide, up to a bound, and never because
-a difference was or was not found. Rounds are set aside only from the front, all subjects' launches together, when the
-machine was noisy then and quiet afterwards; the raw data keeps them.
+a difference was or was not found. Rounds are set aside for all subjects together: those in which the reference work
+found no quiet moment, and those at the front when the machine was noisy then and quiet afterwards; the raw data keeps
+them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from edgeexport.progress import Progress
 from edgeexport.validation import statistics
 from edgeexport.validation.answers import read_sentinel
 from edgeexport.validation.launches import Demand, Findings, Launch, examine, read_launch
+from edgeexport.validation.quiet import disturbed, state_of
 from edgeexport.validation.subjects import Plan, Turn
 
 START_SECONDS = 60.0
@@ -65,19 +67,39 @@ class Rounds:
         self.order.append([launch for launch in launched if launch is not None])
 
     def _judged(self) -> tuple[statistics.Drift, list[Findings]]:
-        """Judge all rounds; if they are noisy, and the last ones are not, set the others aside and judge the last."""
-        everything = self._findings(0)
-        recent = len(self.order) - self.plan.launches
-        if recent > 0 and any(found.noisy for found in everything[1]):
-            latest = self._findings(recent)
+        """Judge all calm rounds; if they are noisy, and the last ones are not, set the others aside and judge those."""
+        calm = self._calm()
+        if len(calm) < min(self.plan.launches, len(self.order)):
+            return self._disturbed(len(calm))
+        everything = self._findings(calm)
+        if len(calm) > self.plan.launches and any(found.noisy for found in everything[1]):
+            latest = self._findings(calm[-self.plan.launches :])
             if not any(found.noisy for found in latest[1]):
                 return latest
-        return self._findings(0)
+        return self._findings(calm)
 
-    def _findings(self, aside: int) -> tuple[statistics.Drift, list[Findings]]:
+    def _calm(self) -> list[int]:
+        """The rounds in which every launch has undisturbed iterations enough."""
+        whole = [turn for turn in self.turns if not turn.failure]
+        state = state_of([launch for turn in whole for launch in turn.launches])
+        for turn in whole:
+            turn.state = state
+        rounds = range(len(self.order))
+        return [number for number in rounds if not any(disturbed(turn.launches[number], state) for turn in whole)]
+
+    def _disturbed(self, calm: int) -> tuple[statistics.Drift, list[Findings]]:
+        """There are too few calm rounds: noise, whatever else there is to say."""
+        many = len(self.order)
+        text = f"disturbed: something else used the core all through {many - calm} of {many} rounds"
+        drift, findings = self._findings(range(many))
+        fatal = [bool(found.reasons) and not found.noisy for found in findings]
+        noise = [Findings((*found.reasons, text), found.warnings, noisy=True) for found in findings]
+        return drift, [found if stays else noisy for found, stays, noisy in zip(findings, fatal, noise, strict=True)]
+
+    def _findings(self, counting: Sequence[int]) -> tuple[statistics.Drift, list[Findings]]:
         for turn in self.turns:
-            turn.set_aside = 0 if turn.failure else aside
-        drift = _drift([launch for launches in self.order[aside:] for launch in launches])
+            turn.set_aside = frozenset() if turn.failure else frozenset(range(len(self.order))) - set(counting)
+        drift = _drift([launch for number in counting for launch in self.order[number]])
         return drift, [self._found(turn, drift) for turn in self.turns]
 
     def _found(self, turn: Turn, drift: statistics.Drift) -> Findings:
@@ -85,7 +107,7 @@ class Rounds:
             return Findings((turn.failure,), (), noisy=False)
         threads, plan = turn.subject.threads, self.plan
         demand = Demand(plan.timed_iterations, plan.timed_seconds, threads, plan.launches, self.cores, plan.cap_seconds)
-        found = examine(turn.kept, demand, drift=drift)
+        found = examine(turn.kept, demand, drift=drift, medians=turn.medians)
         unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
         return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)
 
@@ -98,17 +120,17 @@ class Rounds:
 
     def _told(self, found: Findings, noise: set[str]) -> Findings:
         """Add how many rounds there were when there were more than planned, and why."""
-        if len(self.order) <= self.plan.launches or not noise:
+        aside = max(len(turn.set_aside) for turn in self.turns)
+        if len(self.order) <= self.plan.launches or not (noise or aside):
             return found
-        aside = max(turn.set_aside for turn in self.turns)
-        text = f"{len(self.order)} rounds were run, {aside} of them set aside as disturbed: {min(noise)}"
+        why = min(noise, default="something else used the core")
+        text = f"{len(self.order)} rounds were run, {aside} of them set aside as disturbed: {why}"
         return Findings(found.reasons, (*found.warnings, text), found.noisy)
 
 
 def _wide(turn: Turn, base: Turn) -> bool:
     """Whether the interval of a ratio is wider than the claim's least effect and than a share of the effect itself."""
-    times = ([launch.times_ms for launch in each.kept] for each in (turn, base))
-    ratio = statistics.paired_ratio(*times, seed=0, draws=PRECISION_DRAWS)
+    ratio = statistics.paired_ratio(turn.times, base.times, seed=0, draws=PRECISION_DRAWS)
     if ratio.low is None or ratio.high is None:
         return False
     half = math.log(ratio.high / ratio.low) / 2

@@ -15,6 +15,7 @@ from edgeexport.errors import DataError
 from edgeexport.records.measurement import Memory, Mode
 from edgeexport.records.target import Target
 from edgeexport.validation.launches import Launch
+from edgeexport.validation.quiet import State, undisturbed_ms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class Plan:
     launches: rounds that there must be; most: rounds that there may be when noise or a wide interval asks for more.
     cooldown_seconds: the longest wait before a round, until the sentinel is within `cooled` of the first. set_seconds:
     after these, times the number of subjects, no round begins. memory_launches: for memory, apart from the rounds.
+    probe_seconds: how often reference work tells whether the processor is disturbed (0: never).
     """
 
     launches: int
@@ -44,15 +46,16 @@ class Plan:
     cooled: float = 0.02
     set_seconds: float = float("inf")
     memory_launches: int = 3
+    probe_seconds: float = 0.005
 
 
 # Six launches are the fewest that have a 95 % interval at all. More launches tell more than longer ones, since
 # processes differ more than iterations do: `brief` takes half a second each, and that is what `run` does.
 PLANS: dict[Mode, Plan] = {
-    "smoke": Plan(1, 3, 0.0, 10, 0.0, cap_seconds=10, most=1, set_seconds=30, memory_launches=1),
-    "brief": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, most=12),
-    "quick": Plan(6, 10, 1.0, 64, 2.0, cap_seconds=60, most=12, cooldown_seconds=60, cooled=0.03, set_seconds=300),
-    "official": Plan(10, 10, 2.0, 128, 6.0, cap_seconds=60, most=16, cooldown_seconds=300, set_seconds=600),
+    "smoke": Plan(1, 3, 0.0, 10, 0.0, cap_seconds=10, most=1, set_seconds=30, memory_launches=1, probe_seconds=0),
+    "brief": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, most=18),
+    "quick": Plan(6, 10, 1.0, 64, 2.0, cap_seconds=60, most=18, cooldown_seconds=60, cooled=0.03, set_seconds=300),
+    "official": Plan(10, 10, 2.0, 128, 6.0, cap_seconds=60, most=24, cooldown_seconds=300, set_seconds=600),
 }
 
 
@@ -93,8 +96,8 @@ class Subject:
 class Turn:
     """A subject with its files, and what its launches answered. `failure` ends its turns.
 
-    set_aside: how many of the first launches belong to rounds that were disturbed. no_memory: why its device tells no
-    memory.
+    set_aside: which of the launches belong to rounds that do not count. no_memory: why its device tells no memory.
+    state: of the core, in which iterations count.
     """
 
     subject: Subject
@@ -104,12 +107,26 @@ class Turn:
     failure: str = ""
     memory: Memory | None = None
     no_memory: str = ""
-    set_aside: int = 0
+    set_aside: frozenset[int] = frozenset()
+    state: State = field(default_factory=State)
 
     @property
     def kept(self) -> list[Launch]:
         """The launches that count."""
-        return self.launches[self.set_aside :]
+        return [launch for index, launch in enumerate(self.launches) if index not in self.set_aside]
+
+    @property
+    def times(self) -> list[NDArray[Any]]:
+        """Of each launch that counts, the milliseconds of its undisturbed iterations."""
+        return [undisturbed_ms(launch, self.state) for launch in self.kept]
+
+    @property
+    def medians(self) -> list[float]:
+        """Of each launch that counts, the median of its undisturbed iterations; of all where there is none."""
+        import numpy as np
+
+        pairs = zip(self.times, self.kept, strict=True)
+        return [float(np.median(times)) if len(times) else launch.median_ms for times, launch in pairs]
 
 
 def prepared(subject: Subject, folder: Path, *, plan: Plan) -> Turn:
@@ -138,6 +155,7 @@ def prepared(subject: Subject, folder: Path, *, plan: Plan) -> Turn:
             "iterations": plan.timed_iterations,
             "seconds": plan.timed_seconds,
             "cap_seconds": plan.cap_seconds,
+            "probe_seconds": plan.probe_seconds,
         },
     }
     job |= {"affinity": list(subject.affinity)} if subject.affinity else {}

@@ -35,7 +35,8 @@ def answer(median_ns: int = 1_000_000, **changes: Any) -> dict[str, Any]:
 
 
 def _examined(*answers: dict[str, Any], drift: Drift = CALM) -> Findings:
-    return examine([read_launch(each) for each in answers], DEMAND, drift=drift)
+    launches = [read_launch(each) for each in answers]
+    return examine(launches, DEMAND, drift=drift, medians=[launch.median_ms for launch in launches])
 
 
 def _moment(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Quiet moments: which iterations were timed while nothing disturbed the processor, by reference work between them.
+
+The rule: the reference work decides, never the times of the model, so that no subject is favoured. An iteration counts
+in medians and ratios when the reference work before and after it took the same time as in most other moments; tails,
+means and the raw data hold all iterations. (Noise of a shared machine only ever adds time: Chen and Revels, "Robust
+benchmarking in noisy environments", 2016, take the minimum; this median keeps what the model itself varies by.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeexport.validation.launches import Launch
+
+# Another guest on the same physical core adds 35 to 60 % to the reference work, a change of the clock a few percent.
+WIDTH = 1.15
+# The fastest state counts if it is at least half as common as the most common one.
+COMMON = 0.5
+LEAST_ITERATIONS, LEAST_SHARE = 16, 0.25
+RARE = 0.05
+
+
+@dataclass(frozen=True)
+class State:
+    """What the reference work takes, in nanoseconds, while the core is in the state that counts.
+
+    fastest: whether none of the states that were seen at least now and then is faster.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    fastest: bool = True
+
+
+def state_of(launches: Sequence[Launch]) -> State:
+    """Return the state that counts: the fastest of those that are common, over all launches of all subjects.
+
+    A core that is shared nearly all the time is measured as it is, which is the same for all subjects; a state that is
+    seen in less than half as many moments as the most common one is not waited for.
+    """
+    import numpy as np
+
+    taken = np.sort([spent for launch in launches for _, spent in launch.probes])
+    if not len(taken):
+        return State()
+    counts = np.searchsorted(taken, taken * WIDTH, side="right") - np.arange(len(taken))
+    first = int(np.argmax(counts >= COMMON * counts.max()))
+    # Of the windows that hold the same moments, the one that begins with most of them above its lower edge.
+    best = first + int(np.argmax(counts[first : first + max(1, int(counts[first]))]))
+    return State(float(taken[best]), float(taken[best] * WIDTH), fastest=bool(first <= RARE * len(taken)))
+
+
+def undisturbed_ms(launch: Launch, state: State) -> NDArray[Any]:
+    """Return the milliseconds of the iterations between two pieces of reference work of the state that counts.
+
+    All iterations where there was no reference work (a browser, an older device program).
+    """
+    import numpy as np
+
+    if not launch.probes:
+        return launch.times_ms
+    places, spent = np.array(launch.probes).T
+    calm = (state.low <= spent) & (spent <= state.high)
+    both = np.repeat(calm[:-1] & calm[1:], np.diff(np.clip(places, 0, len(launch.times_ms))))
+    calm_ms: NDArray[Any] = launch.times_ms[: len(both)][both]
+    return calm_ms
+
+
+def disturbed(launch: Launch, state: State) -> bool:
+    """Whether a launch has too few undisturbed iterations to say anything: below 16 and below a quarter."""
+    total = len(launch.times_ms)
+    return len(undisturbed_ms(launch, state)) < max(1, min(LEAST_ITERATIONS, int(LEAST_SHARE * total)))

@@ -1,0 +1,121 @@
+"""Iterations timed while something else used the core count in no median; the model's own times never decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeexport.validation.launches import Launch, read_launch
+from edgeexport.validation.measure import measure
+from edgeexport.validation.quiet import State, disturbed, state_of, undisturbed_ms
+from edgeexport.validation.subjects import PLANS
+from tests.validation.test_launches import answer
+from tests.validation.test_measure import Scripted, _subject
+
+QUIET, SHARED = 37_000, 54_000
+BLOCK = 10
+
+
+def _launch(states: str, *, level: float = 1.0, slower: float = 1.4) -> dict[str, Any]:
+    """Blocks of ten iterations, `q` in a quiet and `s` in a shared moment, with the reference work between them."""
+    times = [int(1_000_000 * level * (slower if state == "s" else 1)) for state in states for _ in range(BLOCK)]
+    spent = [SHARED if state == "s" else QUIET for state in states]
+    probes = [[number * BLOCK, ns] for number, ns in enumerate([*spent, spent[-1]])]
+    seconds = {"seconds": 0.3, "cpu_seconds": 0.3}
+    return {"iterations_ns": times, "probes": probes, "timed": seconds}
+
+
+def _read(states: str, **more: Any) -> Launch:
+    return read_launch(answer(**_launch(states, **more)))
+
+
+def test_iterations_between_two_quiet_moments_count_and_no_others() -> None:
+    launch = _read("qqqsssqq")
+    calm = undisturbed_ms(launch, state_of([launch]))
+    assert len(calm) == 4 * BLOCK  # the last quiet block before the shared ones ended in a shared moment
+    assert calm.max() == 1.0
+
+
+def test_all_iterations_count_where_no_reference_work_was_done() -> None:
+    launch = read_launch(answer())
+    assert state_of([launch]) == State()
+    assert len(undisturbed_ms(launch, State())) == len(launch.times_ms)
+    assert not disturbed(launch, State())
+
+
+def test_the_fastest_state_counts_while_it_is_common() -> None:
+    assert state_of([_read("qqqqqsssssss")]).low == QUIET
+    rare = state_of([_read("q" + "s" * 40)])
+    assert (rare.low, rare.fastest) == (SHARED, True)
+    seldom = state_of([_read("qqqqqq" + "s" * 40)])
+    assert (seldom.low, seldom.fastest) == (SHARED, False)
+
+
+def test_the_times_of_the_model_do_not_decide() -> None:
+    """A model that is slow now and then, with the core quiet, stays slow now and then."""
+    launch = _read("qqqqqqqqqq")
+    times = np.array(launch.iterations_ns)
+    times[::2] *= 3
+    spiky = read_launch(answer(**{**_launch("qqqqqqqqqq"), "iterations_ns": times.tolist()}))
+    assert len(undisturbed_ms(spiky, state_of([spiky]))) == len(times)
+
+
+def test_a_launch_without_a_quiet_moment_is_disturbed() -> None:
+    state = state_of([_read("q" * 20)])
+    assert disturbed(_read("s" * 20), state)
+    assert not disturbed(_read("s" * 17 + "qqq"), state)
+
+
+def test_five_percent_are_seen_through_a_core_that_is_shared_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same times without the reference work tell next to nothing."""
+    rng = np.random.default_rng(0)
+
+    def script(digest: str, number: int) -> dict[str, Any]:
+        level = (1.05 if digest.endswith("b") else 1.0) * (1 + 0.002 * (number % 3))
+        first = int(rng.integers(4, 37))
+        states = "q" * first + "s" * (40 - first)
+        return _launch(states if rng.random() < 0.5 else states[::-1], level=level)
+
+    measured, compared = measure([_subject("a"), _subject("b")], device=Scripted(script))
+    assert [each.reasons for each in measured] == [(), ()]
+    assert compared[0].claim == "slower"
+    assert compared[0].ratio.value == pytest.approx(1.05, abs=0.005)
+    assert measured[0].latency
+    assert 0.2 < measured[0].latency.undisturbed < 0.9
+    assert "something else used the core during" in measured[0].warnings[-1]
+
+    blind = Scripted(lambda digest, number: {**script(digest, number), "probes": []})
+    measured, compared = measure([_subject("a"), _subject("b")], device=blind)
+    assert not compared or (compared[0].ratio.high or 9) / (compared[0].ratio.low or 1) > 1.3
+
+
+def test_rounds_that_were_disturbed_all_through_are_set_aside_for_every_subject() -> None:
+    def script(digest: str, number: int) -> dict[str, Any]:
+        return _launch("s" * 20 if number == 2 and digest.endswith("b") else "q" * 20)
+
+    measured, _ = measure([_subject("a"), _subject("b")], device=Scripted(script))
+    assert [each.set_aside for each in measured] == [1, 1]
+    assert all("1 of them set aside as disturbed" in each.warnings[-1] for each in measured)
+
+
+def test_too_few_calm_rounds_make_it_invalid() -> None:
+    """Each subject has its quiet moments, and never both in one round."""
+
+    def script(digest: str, number: int) -> dict[str, Any]:
+        return _launch(("q" if number % 2 == digest.endswith("b") else "s") * 20)
+
+    device = Scripted(script)
+    measured, compared = measure([_subject("a"), _subject("b")], device=device)
+    assert not compared
+    assert all("disturbed: something else used the core all through" in each.reasons[-1] for each in measured)
+    assert len([mode for mode, _ in device.started if mode == "time"]) == 2 * PLANS["brief"].most
+
+
+def test_a_core_that_is_shared_nearly_always_is_measured_as_it_is_and_said_to_be() -> None:
+    device = Scripted(lambda *_: _launch("q" * 4 + "s" * 30))
+    measured, _ = measure([_subject("a")], device=device)
+    assert measured[0].latency
+    assert measured[0].latency.median_ms.value == pytest.approx(1.4)
+    assert "alone, the model would be faster" in measured[0].warnings[-1]
