@@ -300,14 +300,24 @@ class Reference:
 
         self.factors = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
         self.product, self.multiply = np.empty_like(self.factors), np.matmul
+        self.probes: list[list[int]] = []
+        self.wall_ns = self.cpu_ns = 0
 
-    def time(self) -> int:
-        """Return the nanoseconds that it takes now, the second time: what the model left in the caches is no matter."""
+    def probe(self, count: int) -> int:
+        """Note how long it takes after `count` iterations; return the nanoseconds that this cost altogether.
+
+        The second pass counts: what the model left in the caches is no matter.
+        """
+        began, cpu = time.perf_counter_ns(), time.process_time_ns()
         for _ in range(2):
             start = time.perf_counter_ns()
             for _ in range(4):
                 self.multiply(self.factors, self.factors, out=self.product)
-        return time.perf_counter_ns() - start
+        stop = time.perf_counter_ns()
+        self.probes.append([count, stop - start])
+        self.cpu_ns += time.process_time_ns() - cpu
+        self.wall_ns += stop - began
+        return stop - began
 
 
 def warm_up(session: Any, plan: dict[str, Any]) -> dict[str, Any]:
@@ -330,24 +340,23 @@ def room(plan: dict[str, Any]) -> array.array[int]:
     return array.array("q", bytes(8 * int(plan.get("cap_iterations", 1_000_000))))
 
 
-def timed_loop(session: Any, plan: dict[str, Any], *, stamps: array.array[int], probes: list[list[int]]) -> list[int]:
+def timed_loop(session: Any, plan: dict[str, Any], *, stamps: array.array[int], reference: Reference) -> list[int]:
     """Time inference after inference: at least `iterations` and `seconds`, at most the caps. Nanoseconds each.
 
-    `probes` receives how many iterations were done, and what the reference work took then, outside the clock.
+    The reference work is done between them, outside the clock.
     """
     least, capacity = int(plan.get("iterations", 64)), len(stamps)
     put, call, clock = session.put, session.call, time.perf_counter_ns
     samples, many, count = session.samples, len(session.samples), 0
-    gap, reference = int(float(plan.get("probe_seconds", 0)) * 1e9), Reference()
+    gap = int(float(plan.get("probe_seconds", 0)) * 1e9)
     stop = began = clock()
     due = began if gap else sys.maxsize
     enough = began + int(float(plan.get("seconds", 1)) * 1e9)
     cap = began + int(float(plan.get("cap_seconds", 60)) * 1e9)
     while count < capacity and stop < cap and (count < least or stop < enough):
         if stop >= due:
-            probes.append([count, reference.time()])
-            spent, stop = clock() - stop, clock()
-            enough, cap, due = enough + spent, cap + spent, stop + gap
+            spent = reference.probe(count)
+            enough, cap, due = enough + spent, cap + spent, clock() + gap
         put(samples[count % many])
         start = clock()
         call()
@@ -355,7 +364,7 @@ def timed_loop(session: Any, plan: dict[str, Any], *, stamps: array.array[int], 
         stamps[count] = stop - start
         count += 1
     if gap:
-        probes.append([count, reference.time()])
+        reference.probe(count)
     return stamps[:count].tolist()
 
 
@@ -371,21 +380,19 @@ def time_model(job: Job, answer: Answer) -> dict[str, Any]:
     gc.collect()  # before the warm-up, like `room`: both leave caches that know nothing of the model
     gc.disable()
     plan = job.get("timed") or {}
-    stamps, probes = room(plan), list[Any]()
+    stamps, reference = room(plan), Reference()
     warm = warm_up(session, job.get("warmup") or {})
     began, wall, cpu = time.monotonic_ns(), time.perf_counter(), time.process_time()
-    iterations = timed_loop(session, plan, stamps=stamps, probes=probes)
-    other = 2 * sum(spent for _, spent in probes) / 1e9
-    timed: dict[str, Any] = {
-        "seconds": time.perf_counter() - wall - other, "cpu_seconds": time.process_time() - cpu - other,
-    }  # fmt: skip
+    iterations = timed_loop(session, plan, stamps=stamps, reference=reference)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    timed: dict[str, Any] = {"seconds": wall - reference.wall_ns / 1e9, "cpu_seconds": cpu - reference.cpu_ns / 1e9}
     gc.enable()
     timed["began_ns"] = began
     timed["process_threads"] = number(PROC / "self/status", "Threads")
     golden = check_goldens(job, session, when="after timing")
     return dict(
         session.facts, load_ms=session.load_ms, first_ms=first_ms, warmup=warm, timed=timed,
-        iterations_ns=iterations, probes=probes,
+        iterations_ns=iterations, probes=reference.probes,
         sentinel={"before_ns": sentinel_before, "after_ns": sentinel()}, goldens=golden,
         clock={"resolution_ns": time.get_clock_info("perf_counter").resolution * 1e9},
         environment={"before": before, "after": conditions()},
@@ -456,7 +463,7 @@ def energy_use(job: Job, answer: Answer) -> dict[str, Any]:
     idle = watts(lambda: time.sleep(rest))
     count: list[int] = []
     plan = job.get("timed") or {}
-    busy = watts(lambda: count.append(len(timed_loop(session, plan, stamps=room(plan), probes=[]))))
+    busy = watts(lambda: count.append(len(timed_loop(session, plan, stamps=room(plan), reference=Reference()))))
     found = {}
     for name, (power, seconds) in busy.items():
         if name in idle:

@@ -23,7 +23,7 @@ SECONDS = 1800.0
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     """Compare copies of one subject, five to a measurement, until there are 200 comparisons."""
-    short_launches(most=8)
+    short_launches(most=24)
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as name,
@@ -37,8 +37,9 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
             if time.monotonic() - began > SECONDS:
                 return []
             subjects = [model.subject(f"copy {index}") for index in range(TOGETHER)]
-            compared = measure(subjects, device=device, seed=seed)[1]
-            sys.stderr.write(f"measurement {seed + 1}: {[each.claim for each in compared]}\n")
+            measured, compared = measure(subjects, device=device, seed=seed)
+            why = sorted({reason for each in measured for reason in each.reasons})
+            sys.stderr.write(f"measurement {seed + 1}: {[each.claim for each in compared]} {why or ''}\n")
             return [each.claim for each in compared] + ["invalid"] * (TOGETHER - 1 - len(compared))
 
         seeds = part_of(range(COMPARISONS // (TOGETHER - 1)))

@@ -45,7 +45,8 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
             for key in SHARES:
                 found[key].append(claims[key].claim if key in claims else "invalid")
                 ratios[key] += [claims[key].ratio.value] if key in claims else []
-            sys.stderr.write(f"trial {trial + 1}: {[values[-1] for values in found.values()]}\n")
+            why = sorted({reason for each in measured for reason in each.reasons})
+            sys.stderr.write(f"trial {trial + 1}: {[values[-1] for values in found.values()]} {why or ''}\n")
     shares = {key: values.count("slower") / len(values) for key, values in found.items()}
     figures: dict[str, Any] = {"base_ms": level.median_ms.value, "invalid_measurements": invalid, "niceness": niceness}
     figures |= {f"found_{key}": shares[key] for key in SHARES}
