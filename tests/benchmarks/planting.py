@@ -28,14 +28,15 @@ PLANTED = """
 
 class Planted(OrtSession):
     def __init__(self, path, threads, *, options, module):
-        self.waste, held = int(options.pop("planted_ns", 0)), int(options.pop("planted_bytes", 0))
+        self.waste, held = float(options.pop("planted_share", 0)), int(options.pop("planted_bytes", 0))
         super().__init__(path, threads, options=options, module=module)
         self.held = bytearray(b"x") * held
 
     def call(self):
+        start = time.perf_counter_ns()
         super().call()
         if self.waste:
-            stop = time.perf_counter_ns() + self.waste
+            stop = start + (time.perf_counter_ns() - start) * (1 + self.waste)
             while time.perf_counter_ns() < stop:
                 pass
 
@@ -143,8 +144,8 @@ class Model:
     def write(cls, folder: Path) -> Model:
         return cls(dense_model(folder / "m.onnx", LAYERS, width=WIDTH))
 
-    def subject(self, label: str, **planted: int) -> Subject:
-        """The model as a subject, with `planted_ns` or `planted_bytes`."""
+    def subject(self, label: str, **planted: float) -> Subject:
+        """The model as a subject, with `planted_share` (of what the inference took just now) or `planted_bytes`."""
         feeds = sample(ROWS, width=WIDTH)
         return Subject(label, self.path, file_digest(self.path), "ort", feeds, options=planted)
 
