@@ -71,11 +71,13 @@ def validate_emulated(subject: Subject, target: Target, *, int8: bool, progress:
             return f"not validated there: {error}"
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
+        has_old = subject.runtime == "litert"
+        old = pool.submit(_old_board, subject, presets[0], reference=reference) if has_old else None
         found = list(pool.map(run, presets))
+        told = old.result() if old else ""
     runs = tuple(each for each in found if isinstance(each, EmulatedRun))
     late = [each for each in found if isinstance(each, str)]
-    old = (_old_board(subject, presets[0], reference=reference),) if subject.runtime == "litert" else ()
-    return _record(subject, target, runs=runs, notes=(*late, *_missed(runs, int8=int8), *filter(None, old)))
+    return _record(subject, target, runs=runs, notes=(*late, *_missed(runs, int8=int8), *([told] if told else [])))
 
 
 def run_emulated(subject: Subject, preset: Preset) -> EmulatedRun:
