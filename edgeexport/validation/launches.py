@@ -169,6 +169,9 @@ def read_launch(answer: Mapping[str, Any]) -> Launch:
     launch = read_as(answer, Launch, what="a launch")
     if not launch.iterations_ns or min(launch.iterations_ns) <= 0:
         raise DeviceError(f"the answer has {len(launch.iterations_ns)} iterations, or some of no duration")
+    places = [place for place, _ in launch.probes]
+    if places and (places != sorted(places) or (places[0], places[-1]) != (0, len(launch.iterations_ns))):
+        raise DeviceError(f"the answer has reference work after {places[:8]} of {len(launch.iterations_ns)} iterations")
     return launch
 
 
