@@ -289,7 +289,7 @@ def sentinel(repeats: int = 12) -> list[int]:
 
 
 class Reference:
-    """Fixed float32 products that need a core's units for themselves, and no more than its first-level cache.
+    """Fixed float32 products that need a core's units for themselves, and no more than its own caches.
 
     On a virtual machine, another guest on the same physical core makes a model 1.3 to 1.5 times slower for tenths of a
     second, which no counter of the system tells. These products slow down with it (37 to 55 us on a desktop core).
@@ -356,7 +356,7 @@ def timed_loop(session: Any, plan: dict[str, Any], *, stamps: array.array[int], 
     while count < capacity and stop < cap and (count < least or stop < enough):
         if stop >= due:
             spent = reference.probe(count)
-            enough, cap, due = enough + spent, cap + spent, clock() + gap
+            enough, cap, due = enough + spent, cap + spent, clock() + max(gap, 20 * spent)
         put(samples[count % many])
         start = clock()
         call()

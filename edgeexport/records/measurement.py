@@ -51,7 +51,7 @@ class Latency(Record):
     dropped. spread: how far launches lie apart, as a share of their median. clock_batch: inferences between two
     readings of the clock, the most in any launch; above 1 where the clock is coarse (a browser's): an iteration is then
     their mean. undisturbed: the share of iterations during which nothing else used the core, by reference work between
-    them; medians are of these, tails and means of all.
+    them; median, launch medians, spread and sustained are of these, all else of all.
     """
 
     median_ms: Interval

@@ -2,7 +2,7 @@
 
 The rule: every launch is a fresh process, and in every round all subjects take their turn in random order. Memory has
 launches of its own. An invalid measurement carries reasons and no number; noise is met by more rounds, a bounded number
-of them, and never by dropping samples.
+of them, and never by dropping what is slow.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def latency(launches: Sequence[Launch], seed: int, *, times: Sequence[NDArray[An
         p99_ms=statistics.tail_estimate(every, 0.99),
         outliers=sum(mild for mild, _ in beyond),
         warm_ms=float(np.median(warm)) if warm else None,
-        sustained_ms=float(np.median([np.median(each.times_ms[-(len(each.times_ms) // 4) :]) for each in launches])),
+        sustained_ms=float(np.median([np.median(each[-max(1, len(each) // 4) :]) for each in times])),
         severe_outliers=sum(severe for _, severe in beyond),
         mean_ms=float(np.median([launch.times_ms.mean() for launch in launches])),
         spread=statistics.spread(medians),

@@ -18,7 +18,7 @@ from edgeexport.errors import DeviceError
 from edgeexport.progress import Progress
 from edgeexport.validation import statistics
 from edgeexport.validation.answers import read_sentinel
-from edgeexport.validation.launches import Demand, Findings, Launch, examine, read_launch
+from edgeexport.validation.launches import FIXED_WORK, Demand, Findings, Launch, examine, read_launch
 from edgeexport.validation.quiet import disturbed, state_of
 from edgeexport.validation.subjects import Plan, Turn
 
@@ -27,6 +27,9 @@ COOLING_STEP_SECONDS = 10.0
 # A ratio's interval is narrow enough at half this width, or at this share of the effect when that is larger.
 NARROW, NARROW_SHARE = 0.02, 0.25
 PRECISION_DRAWS = 500
+TOO_FEW = "too few quiet rounds"
+# Another guest on the core moves the sentinel by 5 %; a clock that slows the reference work by 15 % moves it as much.
+CLOCK_MOVED, MOVED_SHARE = 1.12, 0.1
 
 
 @dataclass
@@ -52,13 +55,19 @@ class Rounds:
             if len(self.order) < self.plan.launches and not late and any(not turn.failure for turn in self.turns):
                 continue
             drift, findings = self._judged()
-            noise |= {reason for found in findings if found.noisy for reason in found.reasons}
-            if late or len(self.order) >= self.plan.most or not self._unsettled(findings):
+            seen = {reason for found in findings if found.noisy for reason in found.reasons}
+            noise |= {reason for reason in seen if not reason.startswith(TOO_FEW)}
+            if late or len(self.order) >= self._most or not self._unsettled(findings):
                 return drift, [self._told(found, noise) for found in findings]
+
+    @property
+    def _most(self) -> int:
+        """A round is calm only if it is so for all subjects, which is rarer the more there are."""
+        return self.plan.most + self.plan.launches * max(0, len(self.turns) - 2)
 
     def _round(self, order: Sequence[int]) -> None:
         number = len(self.order)
-        more = f" (noisy: {self.plan.most} at most)" if number >= self.plan.launches else ""
+        more = f" (noisy: {self._most} at most)" if number >= self.plan.launches else ""
         what = f"round {number + 1} of {max(self.plan.launches, number + 1)}{more}"
         self.progress(f"measure: {what}", min(1.0, number / self.plan.launches))
         if number and self.order[0]:
@@ -79,35 +88,59 @@ class Rounds:
         return self._findings(calm)
 
     def _calm(self) -> list[int]:
-        """The rounds in which every launch has undisturbed iterations enough."""
+        """The rounds in which every launch has undisturbed iterations enough.
+
+        Subjects with other threads or processors have a state of their own: other cores are other machines.
+        """
         whole = [turn for turn in self.turns if not turn.failure]
-        state = state_of([launch for turn in whole for launch in turn.launches])
-        for turn in whole:
-            turn.state = state
+        places = {turn: (turn.subject.threads, turn.subject.affinity) for turn in whole}
+        for place in set(places.values()):
+            alike = [turn for turn in whole if places[turn] == place]
+            state = state_of([launch for turn in alike for launch in turn.launches])
+            for turn in alike:
+                turn.state = state
         rounds = range(len(self.order))
-        return [number for number in rounds if not any(disturbed(turn.launches[number], state) for turn in whole)]
+        return [number for number in rounds if not any(disturbed(turn.launches[number], turn.state) for turn in whole)]
 
     def _disturbed(self, calm: int) -> tuple[statistics.Drift, list[Findings]]:
         """There are too few calm rounds: noise, whatever else there is to say."""
         many = len(self.order)
-        text = f"disturbed: something else used the core all through {many - calm} of {many} rounds"
         drift, findings = self._findings(range(many))
-        fatal = [bool(found.reasons) and not found.noisy for found in findings]
-        noise = [Findings((*found.reasons, text), found.warnings, noisy=True) for found in findings]
-        return drift, [found if stays else noisy for found, stays, noisy in zip(findings, fatal, noise, strict=True)]
+        text = f"{TOO_FEW}: something else used the core in {many - calm} of {many}"
+        return drift, [_noisy(found, text) for found in findings]
+
+    def _moved(self, counting: Sequence[int]) -> str:
+        """Say so if the clock, not another program, makes rounds that are set aside differ.
+
+        Slower rounds at the front are let go: a machine may come to rest. Faster ones there were before it throttled.
+        """
+        import numpy as np
+
+        rounds = [[quiet_ns(each) for each in _sentinels(launches)] for launches in self.order]
+        known = [ns for number in counting for ns in rounds[number]]
+        if not known:
+            return ""
+        usual = float(np.median(known))
+        slower = [taken for taken in rounds[min(counting) :] if taken and min(taken) > CLOCK_MOVED * usual]
+        faster = [taken for taken in rounds if taken and max(taken) < usual / CLOCK_MOVED]
+        moved = len(slower) + len(faster)
+        if moved < max(2, MOVED_SHARE * len(rounds)):
+            return ""
+        return f"throttled: in {moved} of {len(rounds)} rounds {FIXED_WORK} was another one by more than 12%"
 
     def _findings(self, counting: Sequence[int]) -> tuple[statistics.Drift, list[Findings]]:
         for turn in self.turns:
             turn.set_aside = frozenset() if turn.failure else frozenset(range(len(self.order))) - set(counting)
         drift = _drift([launch for number in counting for launch in self.order[number]])
-        return drift, [self._found(turn, drift) for turn in self.turns]
+        moved, findings = self._moved(counting), [self._found(turn, drift) for turn in self.turns]
+        return drift, [_noisy(found, moved) for found in findings] if moved else findings
 
     def _found(self, turn: Turn, drift: statistics.Drift) -> Findings:
         if turn.failure:
             return Findings((turn.failure,), (), noisy=False)
         threads, plan = turn.subject.threads, self.plan
         demand = Demand(plan.timed_iterations, plan.timed_seconds, threads, plan.launches, self.cores, plan.cap_seconds)
-        found = examine(turn.kept, demand, drift=drift, medians=turn.medians)
+        found = examine(turn.since, demand, drift=drift, medians=turn.medians)
         unchecked = () if turn.subject.goldens else ("outputs were not checked on the device: no goldens were given",)
         return Findings(found.reasons, (*found.warnings, *unchecked), found.noisy)
 
@@ -124,8 +157,17 @@ class Rounds:
         if len(self.order) <= self.plan.launches or not (noise or aside):
             return found
         why = min(noise, default="something else used the core")
-        text = f"{len(self.order)} rounds were run, {aside} of them set aside as disturbed: {why}"
+        text = f"{len(self.order)} rounds were run, {aside} of them set aside: {why}"
         return Findings(found.reasons, (*found.warnings, text), found.noisy)
+
+
+def _noisy(found: Findings, text: str) -> Findings:
+    """Add a reason that another try may mend, unless one stands there that none can."""
+    return Findings((*found.reasons, text), found.warnings, noisy=found.noisy or not found.reasons)
+
+
+def _sentinels(launches: Sequence[Launch]) -> list[Sequence[int]]:
+    return [pieces for each in launches for pieces in (each.sentinel.before_ns, each.sentinel.after_ns)]
 
 
 def _wide(turn: Turn, base: Turn) -> bool:

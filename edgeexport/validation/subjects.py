@@ -92,7 +92,7 @@ class Subject:
         return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A subject with its files, and what its launches answered. `failure` ends its turns.
 
@@ -114,6 +114,11 @@ class Turn:
     def kept(self) -> list[Launch]:
         """The launches that count."""
         return [launch for index, launch in enumerate(self.launches) if index not in self.set_aside]
+
+    @property
+    def since(self) -> list[Launch]:
+        """All launches since the first that counts: what the machine did in between is told of them too."""
+        return self.launches[min(set(range(len(self.launches))) - self.set_aside, default=0) :]
 
     @property
     def times(self) -> list[NDArray[Any]]:

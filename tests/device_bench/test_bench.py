@@ -215,6 +215,21 @@ def test_time_returns_raw_iterations_apart_from_load_first_and_warm_up(model: Pa
     assert answer["accelerator"] == {"requested": "CPUExecutionProvider", "actual": "CPUExecutionProvider"}
 
 
+def test_reference_work_stands_between_iterations_and_outside_their_time(model: Path) -> None:
+    timed = {"iterations": 40, "seconds": 0.05, "probe_seconds": 0.002}
+    code, answer, _ = run({**job("time", model), "timed": timed})
+    assert code == 0
+    places = [place for place, _ in answer["probes"]]
+    assert places == sorted(set(places))
+    assert (places[0], places[-1]) == (0, len(answer["iterations_ns"]))
+    assert min(spent for _, spent in answer["probes"]) > 0
+    assert answer["timed"]["seconds"] >= 0.05
+
+
+def test_no_reference_work_is_done_where_none_is_asked_for(model: Path) -> None:
+    assert run(job("time", model))[1]["probes"] == []
+
+
 def _noted(name: str, known: Callable[..., Any], *, order: list[str]) -> Callable[..., Any]:
     """The same function, which says that it was called."""
 

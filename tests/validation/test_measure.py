@@ -176,7 +176,7 @@ def test_noise_is_met_by_measuring_again_and_the_record_says_so() -> None:
     rounds = len([mode for mode, _ in device.started if mode == "time"])
     assert 6 < rounds <= PLANS["brief"].most
     assert measured[0].set_aside == rounds - 6
-    assert f"{rounds} rounds were run, {rounds - 6} of them set aside as disturbed" in measured[0].warnings[-1]
+    assert f"{rounds} rounds were run, {rounds - 6} of them set aside" in measured[0].warnings[-1]
 
 
 def test_noise_that_stays_makes_it_invalid_after_a_bounded_number_of_tries() -> None:
