@@ -13,7 +13,7 @@ from edgeexport.validation.launches import Launch, read_launch
 from edgeexport.validation.measure import measure
 from edgeexport.validation.quiet import State, disturbed, state_of, undisturbed_ms
 from edgeexport.validation.subjects import PLANS
-from tests.validation.test_launches import answer
+from tests.validation.test_launches import _moment, answer
 from tests.validation.test_measure import Scripted, _subject
 
 QUIET, SHARED = 37_000, 54_000
@@ -94,6 +94,13 @@ def test_five_percent_are_seen_through_a_core_that_is_shared_half_of_the_time(mo
     assert compared[0].ratio.value == pytest.approx(1.05, abs=0.005)
     assert measured[0].latency
     assert 0.2 < measured[0].latency.undisturbed < 0.9
+    of_quiet = [
+        measured[0].latency.median_ms.value,
+        measured[0].latency.median_ms.high,
+        measured[0].latency.sustained_ms,
+    ]
+    assert of_quiet == pytest.approx([1.0, 1.0, 1.0], abs=0.01)
+    assert measured[0].latency.p90_ms == pytest.approx(1.4, abs=0.01)  # tails hold every iteration
     assert "something else used the core during" in measured[0].warnings[-1]
 
     blind = Scripted(lambda digest, number: {**script(digest, number), "probes": []})
@@ -171,3 +178,37 @@ def test_a_launch_that_is_lost_shifts_no_round_of_the_others() -> None:
     measured, _ = measure([_subject("a"), _subject("b")], device=Scripted(script))
     assert [each.valid for each in measured] == [True, False]
     assert measured[0].set_aside == 1
+
+
+def test_what_the_system_says_of_a_round_that_is_set_aside_still_counts() -> None:
+    """A processor that throttled between two rounds that count has not been quiet."""
+
+    def script(digest: str, number: int) -> dict[str, Any]:
+        level = 1 + 0.08 * (number % 2) * digest.endswith("b")  # the ratio stays wide: there are more rounds than six
+        hot = _moment(firmware_throttled="0x4") if number == 8 else {}
+        return {**_launch("s" * 20 if number == 8 else "q" * 20, level=level), **hot}
+
+    measured, _ = measure([_subject("a"), _subject("b")], device=Scripted(script))
+    assert [each.set_aside for each in measured] == [1, 1]
+    assert all("the firmware says 0x4" in each.reasons[0] for each in measured)
+
+
+def test_more_subjects_get_more_rounds_to_be_calm_in_together() -> None:
+    device = Scripted(lambda _, number: _launch(("q" if number % 2 else "s") * 20, level=1 + number % 3))
+    measure([_subject(name) for name in "abcd"], device=device)
+    plan = PLANS["brief"]
+    assert len([mode for mode, _ in device.started if mode == "time"]) == 4 * (plan.most + 2 * plan.launches)
+
+
+def test_a_neighbour_at_the_end_of_each_launch_is_no_loss_of_sustained_speed() -> None:
+    """Three quarters of the quiet iterations take 1 ms, the last quarter 1.1 ms: that is the model's own."""
+
+    def script(*_: Any) -> dict[str, Any]:
+        launch = _launch("q" * 32 + "s" * 10)
+        times = [int(ns * 1.1) if 240 <= place < 320 else ns for place, ns in enumerate(launch["iterations_ns"])]
+        return {**launch, "iterations_ns": times}
+
+    measured, _ = measure([_subject("a")], device=Scripted(script))
+    assert measured[0].latency
+    assert measured[0].latency.median_ms.value == pytest.approx(1.0)
+    assert measured[0].latency.sustained_ms == pytest.approx(1.1)
