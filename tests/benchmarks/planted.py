@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
@@ -50,7 +51,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     shares = {key: values.count("slower") / len(values) for key, values in found.items()}
     figures: dict[str, Any] = {"invalid_measurements": invalid, "niceness": niceness}
     figures |= {f"found_{key}": shares[key] for key in SHARES}
-    figures |= {f"median_ratio_{key}": statistics.median(values) for key, values in ratios.items() if values}
+    figures |= {f"median_ratio_{key}": statistics.median(values or [math.nan]) for key, values in ratios.items()}
     figures |= {"trials": len(found["5"]), "seconds": time.monotonic() - began}
     return figures, {
         "found_5": Bar(shares["5"], 0.90, "a slow-down of 5 % is found 9 times in 10", "min"),
