@@ -107,8 +107,8 @@ class _Clock(msgspec.Struct, frozen=True):
 class Launch(msgspec.Struct, frozen=True, dict=True):
     """The answer of one fresh process in mode `time`. Unknown fields of newer programs are let through.
 
-    set_aside: its round does not count. probes: after how many iterations reference work
-    was done, and the nanoseconds that it took.
+    set_aside: its round does not count. probes: after how many iterations reference work was done, and the nanoseconds
+    that it took.
     """
 
     runtime_version: str

@@ -40,7 +40,7 @@ class State:
 
 
 def state_of(launches: Sequence[Launch]) -> State:
-    """Return the state that counts: the fastest of those that are common, over all launches of all subjects.
+    """Return the state that counts: the fastest of those that are common, over launches on the same cores.
 
     A core that is shared nearly all the time is measured as it is, which is the same for all subjects; a state that is
     seen in less than half as many moments as the most common one is not waited for.

@@ -1,7 +1,7 @@
 """Statistics of measurements: intervals over launches, tail estimates, ratios, drift; and seeded resampling for others.
 
 The rule: variance is taken where it arises. Iterations of one process agree with each other and not with the next
-process, so launches are what is resampled first (Kalibera and Jones, ISMM 2013). No sample is ever dropped, no
+process, so launches are what is resampled first (Kalibera and Jones, ISMM 2013). No sample that is given is dropped, no
 percentile is stated that the number of samples does not support, and everything random has a seed.
 """
 
