@@ -50,8 +50,9 @@ class Latency(Record):
     quarter of each launch. outliers: beyond Tukey's 1.5 IQR in their launch, `severe_outliers` beyond 3; none is
     dropped. spread: how far launches lie apart, as a share of their median. clock_batch: inferences between two
     readings of the clock, the most in any launch; above 1 where the clock is coarse (a browser's): an iteration is then
-    their mean. undisturbed: the share of iterations during which nothing else used the core, by reference work between
-    them; median, launch medians, spread and sustained are of these, all else of all.
+    their mean. undisturbed: the share of iterations that were timed in the state of the core that counts,
+    by reference work between them; it is the one without other users of the core, if such moments were common. Median,
+    launch medians, spread and sustained are of these, all else of all.
     """
 
     median_ms: Interval

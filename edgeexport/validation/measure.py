@@ -143,7 +143,7 @@ def _measurement(
     if share < UNDISTURBED_WARNING:
         warnings.append(f"something else used the core during {1 - share:.0%} of the iterations: no median has them")
     if not turn.state.fastest:
-        warnings.append("something else used the core nearly all the time: alone, the model would be faster")
+        warnings.append("something else used the core most of the time: alone, the model would be faster")
     pieces = [piece for each in launches for piece in (*each.sentinel.before_ns, *each.sentinel.after_ns)]
     return Measurement(
         artifact=turn.subject.digest,

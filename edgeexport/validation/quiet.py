@@ -31,7 +31,7 @@ RARE = 0.05
 class State:
     """What the reference work takes, in nanoseconds, while the core is in the state that counts.
 
-    fastest: whether none of the states that were seen at least now and then is faster.
+    fastest: whether no state that was seen at least now and then is faster.
     """
 
     low: float = 0.0
@@ -39,23 +39,29 @@ class State:
     fastest: bool = True
 
 
-def state_of(launches: Sequence[Launch]) -> State:
-    """Return the state that counts: the fastest of those that are common, over launches on the same cores.
+ANY = State(fastest=False)
 
-    A core that is shared nearly all the time is measured as it is, which is the same for all subjects; a state that is
-    seen in less than half as many moments as the most common one is not waited for.
+
+def states_of(launches: Sequence[Launch]) -> tuple[State, State]:
+    """Return the states that may count, from launches on the same cores: the fastest common one, else the most common.
+
+    A core that is shared nearly all the time is measured as it is, which is the same for all subjects.
     """
     import numpy as np
 
     taken = np.sort([spent for launch in launches for _, spent in launch.probes])
     if not len(taken):
-        return State()
+        return State(), State()
     counts = np.searchsorted(taken, taken * WIDTH, side="right") - np.arange(len(taken))
     first = int(np.argmax(counts >= COMMON * counts.max()))
     # A few lucky moments may lie below: of the windows that begin within 5 %, the fullest.
     near = int(np.searchsorted(taken, taken[first] * NEAR, side="right"))
-    best = first + int(np.argmax(counts[first:near]))
-    return State(float(taken[best]), float(taken[best] * WIDTH), fastest=bool(best <= RARE * len(taken)))
+    places = first + int(np.argmax(counts[first:near])), int(np.argmax(counts))
+    fast, common = (
+        State(float(taken[place]), float(taken[place] * WIDTH), fastest=bool(place <= RARE * len(taken)))
+        for place in places
+    )
+    return fast, common
 
 
 def undisturbed_ms(launch: Launch, state: State) -> NDArray[Any]:

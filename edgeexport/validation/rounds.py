@@ -19,7 +19,7 @@ from edgeexport.progress import Progress
 from edgeexport.validation import statistics
 from edgeexport.validation.answers import read_sentinel
 from edgeexport.validation.launches import FIXED_WORK, Demand, Findings, Launch, examine, read_launch
-from edgeexport.validation.quiet import disturbed, state_of
+from edgeexport.validation.quiet import ANY, disturbed, states_of
 from edgeexport.validation.subjects import Plan, Turn
 
 START_SECONDS = 60.0
@@ -27,7 +27,6 @@ COOLING_STEP_SECONDS = 10.0
 # A ratio's interval is narrow enough at half this width, or at this share of the effect when that is larger.
 NARROW, NARROW_SHARE = 0.02, 0.25
 PRECISION_DRAWS = 500
-TOO_FEW = "too few quiet rounds"
 # Another guest on the core moves the sentinel by 5 %; a clock that slows the reference work by 15 % moves it as much.
 CLOCK_MOVED, MOVED_SHARE = 1.12, 0.1
 
@@ -54,10 +53,13 @@ class Rounds:
                 self._round([int(index) for index in rng.permutation(len(self.turns))])
             if len(self.order) < self.plan.launches and not late and any(not turn.failure for turn in self.turns):
                 continue
-            drift, findings = self._judged()
-            seen = {reason for found in findings if found.noisy for reason in found.reasons}
-            noise |= {reason for reason in seen if not reason.startswith(TOO_FEW)}
-            if late or len(self.order) >= self._most or not self._unsettled(findings):
+            last = late or len(self.order) >= self._most
+            calm = self._calm(last=last)
+            if not calm:
+                continue
+            drift, findings = self._judged(calm)
+            noise |= {reason for found in findings if found.noisy for reason in found.reasons}
+            if last or not self._unsettled(findings):
                 return drift, [self._told(found, noise) for found in findings]
 
     @property
@@ -75,11 +77,8 @@ class Rounds:
         launched = [_launch(self.turns[index], self.device, plan=self.plan) for index in order]
         self.order.append([launch for launch in launched if launch is not None])
 
-    def _judged(self) -> tuple[statistics.Drift, list[Findings]]:
+    def _judged(self, calm: Sequence[int]) -> tuple[statistics.Drift, list[Findings]]:
         """Judge all calm rounds; if they are noisy, and the last ones are not, set the others aside and judge those."""
-        calm = self._calm()
-        if len(calm) < min(self.plan.launches, len(self.order)):
-            return self._disturbed(len(calm))
         everything = self._findings(calm)
         if len(calm) > self.plan.launches and any(found.noisy for found in everything[1]):
             latest = self._findings(calm[-self.plan.launches :])
@@ -87,27 +86,28 @@ class Rounds:
                 return latest
         return self._findings(calm)
 
-    def _calm(self) -> list[int]:
-        """The rounds in which every launch has undisturbed iterations enough.
+    def _calm(self, *, last: bool) -> list[int]:
+        """The rounds in which every launch has undisturbed iterations enough, in the first state that has such rounds.
 
+        Nothing if there are too few in any; after the `last` round all count then, and rules for noise judge them.
         Subjects with other threads or processors have a state of their own: other cores are other machines.
         """
+        rounds = list(range(len(self.order)))
         whole = [turn for turn in self.turns if not turn.failure]
         places = {turn: (turn.subject.threads, turn.subject.affinity) for turn in whole}
-        for place in set(places.values()):
-            alike = [turn for turn in whole if places[turn] == place]
-            state = state_of([launch for turn in alike for launch in turn.launches])
-            for turn in alike:
+        groups = [[turn for turn in whole if places[turn] == place] for place in set(places.values())]
+        states = [states_of([launch for turn in group for launch in turn.launches]) for group in groups]
+        for chosen in zip(*states, strict=True):
+            for turn, state in ((turn, state) for group, state in zip(groups, chosen, strict=True) for turn in group):
                 turn.state = state
-        rounds = range(len(self.order))
-        return [number for number in rounds if not any(disturbed(turn.launches[number], turn.state) for turn in whole)]
-
-    def _disturbed(self, calm: int) -> tuple[statistics.Drift, list[Findings]]:
-        """There are too few calm rounds: noise, whatever else there is to say."""
-        many = len(self.order)
-        drift, findings = self._findings(range(many))
-        text = f"{TOO_FEW}: something else used the core in {many - calm} of {many}"
-        return drift, [_noisy(found, text) for found in findings]
+            calm = [each for each in rounds if not any(disturbed(turn.launches[each], turn.state) for turn in whole)]
+            if len(calm) >= self.plan.launches:
+                return calm
+        if whole and not last:
+            return []
+        for turn in whole:
+            turn.state = ANY
+        return rounds
 
     def _moved(self, counting: Sequence[int]) -> str:
         """Say so if the clock, not another program, makes rounds that are set aside differ.
