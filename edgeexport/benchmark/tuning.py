@@ -74,7 +74,9 @@ def _search(
         named = [replace(choice.subject, label=choice.value) for choice in choices]
         measured, compared = measure([best, *named], device=device, mode=mode, progress=details(progress))
         if not measured[0].valid:
-            raise DeviceError(f"no valid measurement of the bundle itself: {'; '.join(measured[0].reasons)}")
+            why = "; ".join(measured[0].reasons)
+            advice = "try again when the machine is quieter, or measure for longer: --mode quick or official"
+            raise DeviceError(f"no valid measurement of the bundle itself: {why}", next_step=advice)
         found = list(_tried(choices, measured[1:], compared=iter(compared)))
         faster = [index for index, trial in enumerate(found) if trial.claim == "faster"]
         if faster:

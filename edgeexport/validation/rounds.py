@@ -90,12 +90,12 @@ class Rounds:
         """The rounds in which every launch has undisturbed iterations enough, in the first state that has such rounds.
 
         Nothing if there are too few in any; after the `last` round all count then, and rules for noise judge them.
-        Subjects with other threads or processors have a state of their own: other cores are other machines.
+        Subjects confined to other processors have a state of their own: those are other machines.
         """
         rounds = list(range(len(self.order)))
         whole = [turn for turn in self.turns if not turn.failure]
-        places = {turn: (turn.subject.threads, turn.subject.affinity) for turn in whole}
-        groups = [[turn for turn in whole if places[turn] == place] for place in set(places.values())]
+        places = {turn.subject.affinity for turn in whole}
+        groups = [[turn for turn in whole if turn.subject.affinity == place] for place in places]
         states = [states_of([launch for turn in group for launch in turn.launches]) for group in groups]
         for chosen in zip(*states, strict=True):
             for turn, state in ((turn, state) for group, state in zip(groups, chosen, strict=True) for turn in group):

@@ -92,7 +92,7 @@ class Subject:
         return found
 
 
-@dataclass(eq=False)
+@dataclass
 class Turn:
     """A subject with its files, and what its launches answered. `failure` ends its turns.
 
