@@ -9,24 +9,28 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport import quantization
-from edgeexport.errors import DataError, EdgeExportError, ModelError
+from edgeexport import quantization, runtimes
+from edgeexport.errors import DataError, DeviceError, EdgeExportError, ModelError
 from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibration_feeds
+from edgeexport.pipeline.timing import MODE, Ready, device_for, lasting, ratio
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.encoder import FormChoice, FormTrial
 from edgeexport.records.stages import Quantized
 from edgeexport.records.target import computes_half
+from edgeexport.runtimes.protocol import Conversion
 from edgeexport.workspace import Stage, versions
 
 if TYPE_CHECKING:
+    from edgeexport.devices.protocol import Device
     from edgeexport.runtimes.protocol import Feeds
 
 RUNTIME = "ort"
@@ -86,7 +90,7 @@ def _failing(error: EdgeExportError) -> Callable[[], Built]:
 
 
 def form_choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
-    """Make every form and order them, as one stage."""
+    """Make every form, as one stage; order them by their times beside fp32 where a device may judge the target."""
     road, numbers = lane.road, lane.target.numbers()
 
     def make(folder: Path) -> FormChoice:
@@ -103,7 +107,56 @@ def form_choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
         "versions": versions(*PACKAGES),
         **_data(lane),
     }
-    return road.workspace.stage("encoder", key=key, make=make, kind=FormChoice)
+    return _by_time(lane, rung, made=road.workspace.stage("encoder", key=key, make=make, kind=FormChoice))
+
+
+def _by_time(lane: Lane, rung: TorchRung, *, made: Stage[FormChoice]) -> Stage[FormChoice]:
+    """Order forms by what they take on the device; an invalid measurement is not kept for the next run."""
+    machine, _ = device_for(lane.target, lane.device)
+    if machine is None:
+        return made
+
+    def make(folder: Path) -> FormChoice:
+        timed = _timer(lane, rung, machine=machine, folder=folder)
+        return quantization.time_encoder_forms(
+            made.record, folder=made.folder, timed=timed, progress=lane.road.progress
+        )
+
+    key = {
+        "forms": made.key,
+        "runs": [lane.target.format, lane.target.threads],
+        "device": lasting(machine.describe()),
+        "mode": MODE,
+        "versions": versions(*PACKAGES),
+    }
+    stage = lane.road.workspace.stage("encoder times", key=key, make=make, kind=FormChoice)
+    if stage.record.untimed:
+        lane.road.workspace.forget(stage)
+    return replace(stage, folder=made.folder)
+
+
+def _timer(lane: Lane, rung: TorchRung, *, machine: Device, folder: Path) -> Callable[[Path], float | str]:
+    """Return what measures a form beside fp32, each as it runs on the target: a share of fp32's time, or why not."""
+    feeds = list(lane.road.parity_feeds(rung.spine.record.signature))
+    spine = spine_path(rung)
+
+    def ready(quantized: Path | None) -> Ready:
+        samples = lambda: calibration_feeds(lane.road, rung)  # noqa: E731
+        out = folder / f"timed-{quantized.stem if quantized else 'fp32'}.{lane.target.format}"
+        made = runtimes.get(RUNTIME).convert(Conversion(spine, quantized, None, None, samples, lane.target), out)
+        return Ready(out, made.session_options)
+
+    def timed(path: Path) -> float | str:
+        files = [ready(None), ready(path)]
+        try:
+            return ratio(lane.road, lane.target, files=files, feeds=feeds, machine=machine)
+        except DeviceError as error:
+            return str(error)
+        finally:
+            for file in files:
+                file.path.unlink()
+
+    return timed
 
 
 def first_feeds(lane: Lane, rung: TorchRung, *, count: int) -> list[Feeds]:
@@ -118,7 +171,8 @@ def _building(lane: Lane, rung: TorchRung, *, choice: Stage[FormChoice], trial: 
         return compared(lane, rung, folder=folder, maker=maker, notes=(choice.record.reason,))
 
     def build() -> Built:
-        key = {"choice": choice.key, "trial": trial.path, "tolerance": lane.target.tolerance.int8_sqnr_db}
+        told = choice.record.reason
+        key = {"choice": choice.key, "trial": trial.path, "told": told, "tolerance": lane.target.tolerance.int8_sqnr_db}
         return Built(rung, lane.road.workspace.stage("quantize", key=key, make=make, kind=Quantized))
 
     return build

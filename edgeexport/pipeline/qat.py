@@ -128,7 +128,7 @@ def _rewritten(lane: Lane, rung: TorchRung) -> TorchRung:
         shutil.copyfile(found.folder / quantization.SPLIT, out)
         return static.rewritings
 
-    return rework(lane.road, rung, change=Rework("rewrite for int8", {"choice": found.key}, write))
+    return rework(lane.road, rung, change=Rework("rewrite for int8", {"choice": found.key, "form": static.path}, write))
 
 
 def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:

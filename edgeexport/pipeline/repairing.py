@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeexport import quantization, runtimes
-from edgeexport.errors import DeviceError, ModelError
+from edgeexport.errors import ModelError
 from edgeexport.pipeline.forms import Static, planned, spine_path, written
 from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
-from edgeexport.pipeline.timing import MODE, device_for, lasting
+from edgeexport.pipeline.timing import MODE, Ready, device_for, lasting, ratio
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.quantization.repairs.loop import NOT_MEASURED
 from edgeexport.records.artifact import Artifact
@@ -110,22 +110,8 @@ def _bench(lane: Lane, slow: Candidate, *, choice: Static, machine: Device) -> B
         runtimes.get(RUNTIME).convert(job, out)
 
     def timed(now: Path, edited: Path) -> float:
-        return _ratio(lane, (now, edited), slow=slow, machine=machine)
+        options = slow.lowered.record.session_options
+        files = [Ready(now, options), Ready(edited, options)]
+        return ratio(road, lane.target, files=files, feeds=feeds, machine=machine)
 
     return Bench(replan, lambda spine, plan, out: build(spine, plan, out=out), timed, feeds)
-
-
-def _ratio(lane: Lane, files: tuple[Path, Path], *, slow: Candidate, machine: Device) -> float:
-    """Latency of the second file over that of the first, in turns. Raises DeviceError where it is not valid."""
-    from edgeexport.validation.measure import Subject, measure
-
-    feeds = list(lane.road.parity_feeds(slow.rung.spine.record.signature))
-    options = slow.lowered.record.session_options
-    subjects = [
-        Subject(path.name, path, file_digest(path), RUNTIME, feeds, threads=lane.target.threads, options=options)
-        for path in files
-    ]
-    measured, compared = measure(subjects, device=machine, mode=MODE, progress=lane.road.detail)
-    if not compared:
-        raise DeviceError("; ".join(reason for each in measured for reason in each.reasons))
-    return compared[0].ratio.value

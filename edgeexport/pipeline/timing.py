@@ -5,15 +5,19 @@ The rule: a machine that lacks the target's CPU or its features never gives a fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeexport import devices, runtimes
+from edgeexport.errors import DeviceError
 from edgeexport.pipeline.goldens import examples_of
 from edgeexport.pipeline.lower import Candidate
 from edgeexport.pipeline.road import Road
+from edgeexport.records.base import file_digest
 from edgeexport.records.device import DeviceFacts
 from edgeexport.records.stages import Timed
 from edgeexport.records.target import Target
@@ -21,6 +25,7 @@ from edgeexport.workspace import versions
 
 if TYPE_CHECKING:
     from edgeexport.devices.protocol import Device
+    from edgeexport.runtimes.protocol import Feeds
     from edgeexport.validation.measure import Mode, Subject
 
 NO_DEVICE = "none"
@@ -92,3 +97,36 @@ def subject_of(road: Road, target: Target, *, candidate: Candidate) -> Subject:
         goldens=[example.outputs for example in examples],
         tolerance={name: max(each.tolerance[name] for each in examples) for name in examples[0].tolerance},
     )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A file of the target's runtime, and the session options that it is run with."""
+
+    path: Path
+    options: dict[str, Any]
+
+
+def ratio(road: Road, target: Target, *, files: Sequence[Ready], feeds: Sequence[Feeds], machine: Device) -> float:
+    """Return the latency of the second file over that of the first, measured in turns.
+
+    Raises DeviceError where the measurement is not valid, with its reasons.
+    """
+    from edgeexport.validation.measure import Subject, measure
+
+    subjects = [
+        Subject(
+            file.path.name,
+            file.path,
+            file_digest(file.path),
+            target.runtime,
+            list(feeds),
+            threads=target.threads,
+            options=file.options,
+        )
+        for file in files
+    ]
+    measured, compared = measure(subjects, device=machine, mode=MODE, progress=road.detail)
+    if not compared:
+        raise DeviceError("; ".join(reason for each in measured for reason in each.reasons))
+    return compared[0].ratio.value

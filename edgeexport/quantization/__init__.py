@@ -8,6 +8,7 @@ from edgeexport.quantization.calibrate import calibrate as calibrate
 from edgeexport.quantization.encoder import SPLIT as SPLIT
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
+from edgeexport.quantization.encoder import time_encoder_forms as time_encoder_forms
 from edgeexport.quantization.equalize import equalize as equalize
 from edgeexport.quantization.front import front_floats as front_floats
 from edgeexport.quantization.half import to_half as to_half

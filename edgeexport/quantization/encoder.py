@@ -69,14 +69,15 @@ def choose_encoder_form(
     *,
     numbers: NumberFormat,
     folder: Path,
-    timed: Callable[[Path], float] | None = None,
+    timed: Callable[[Path], float | str] | None = None,
     progress: Progress = silent,
 ) -> FormChoice:
     """Make every form of an encoder in `folder`, compare each with float, and order them.
 
     samples: at least two feeds; one half calibrates, the other compares. timed: returns a file's time as a share of
-    fp32's. Order: forms with a cosine of at least ENOUGH first, by time in steps of ALIKE (where it was not measured:
-    blockwise last) and then by cosine; then the rest by cosine. Raises DataError, and ModelError for no form at all.
+    fp32's, or why there is none; it is asked of forms that hold. Order: forms with a cosine of at least ENOUGH first,
+    by time in steps of ALIKE (where one was not measured: blockwise last) and then by cosine; then the rest by cosine.
+    Raises DataError, and ModelError for no form at all.
     """
     if len(samples) < 2:
         raise DataError(f"{len(samples)} samples cannot both calibrate and compare", next_step="give at least two")
@@ -94,20 +95,44 @@ def choose_encoder_form(
             failed[name] = str(error)
             continue
         trial = _trial(model_path, out, samples=judged, form=form)
-        trials.append(msgspec.structs.replace(trial, rewritings=rewritings, time_ratio=timed(out) if timed else None))
+        trials.append(msgspec.structs.replace(trial, rewritings=rewritings))
     if not trials:
         raise ModelError(f"no int8 form can be made of {model_path.name}: {list(failed.values())[-1]}")
     ordered = tuple(sorted(trials, key=_rank))
-    return FormChoice(file_digest(model_path), len(judged), ordered, explain(ordered), failed)
+    choice = FormChoice(file_digest(model_path), len(judged), ordered, explain(ordered), failed)
+    return choice if timed is None else time_encoder_forms(choice, folder=folder, timed=timed, progress=progress)
+
+
+def time_encoder_forms(
+    choice: FormChoice, *, folder: Path, timed: Callable[[Path], float | str], progress: Progress = silent
+) -> FormChoice:
+    """Return the choice ordered by the times of the forms in `folder` that hold; `timed` as in `choose_encoder_form`.
+
+    Where one of them has none, the order stays, and `untimed` says why.
+    """
+    shares: dict[str, float] = {}
+    untimed: dict[str, str] = {}
+    holding = [trial.path for trial in choice.trials if trial.cosine >= ENOUGH]
+    for index, path in enumerate(holding):
+        progress(f"time {path}", index / len(holding))
+        share = timed(folder / path)
+        if isinstance(share, str):
+            untimed[path] = share
+        else:
+            shares[path] = share
+    if untimed:
+        return msgspec.structs.replace(choice, untimed=untimed)
+    trials = [msgspec.structs.replace(trial, time_ratio=shares.get(trial.path)) for trial in choice.trials]
+    ordered = tuple(sorted(trials, key=_rank))
+    return msgspec.structs.replace(choice, trials=ordered, reason=explain(ordered))
 
 
 def explain(trials: Sequence[FormTrial]) -> str:
     """Say in one sentence why the first of these was taken, and what the others lost."""
     first, *rest = trials
     words = f"{_words(first)}: cosine {first.cosine:.4f} to float"
-    if first.time_ratio is not None:
-        words += f" at {first.time_ratio:.2f} of its time"
-    lost = [f"{_words(trial)} {trial.cosine:.4f}" for trial in rest]
+    words += f"{_at(first)} of its time" if first.time_ratio is not None else ""
+    lost = [f"{_words(trial)} {trial.cosine:.4f}{_at(trial)}" for trial in rest]
     return f"{words}; others: {', '.join(lost)}" if lost else words
 
 
@@ -150,6 +175,10 @@ def _rank(trial: FormTrial) -> tuple[bool, float, float]:
     cost = round(trial.time_ratio / ALIKE) if trial.time_ratio is not None else usual
     short = trial.cosine < ENOUGH
     return (short, -trial.cosine, cost) if short else (short, cost, -trial.cosine)
+
+
+def _at(trial: FormTrial) -> str:
+    return "" if trial.time_ratio is None else f" at {trial.time_ratio:.2f}"
 
 
 def _words(trial: FormTrial) -> str:

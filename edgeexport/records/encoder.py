@@ -62,10 +62,14 @@ class FormTrial(Record):
 
 
 class FormChoice(Record):
-    """All forms of one encoder, best first, with the reason in words; failed: form -> why it could not be made."""
+    """All forms of one encoder, best first, with the reason in words; failed: form -> why it could not be made.
+
+    untimed: form -> why its time could not be measured; then no form is ordered by its time.
+    """
 
     model_digest: str
     samples: int
     trials: tuple[FormTrial, ...]
     reason: str
     failed: dict[str, str] = {}
+    untimed: dict[str, str] = {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 
+from edgeexport.errors import DeviceError
+from edgeexport.pipeline import encoders
+
 ENCODER = """
 import torch
 from torch import nn
@@ -40,6 +43,40 @@ def test_an_encoder_ships_the_form_of_its_linear_layers_that_numbers_chose(desk)
     assert shipped["name"].split()[1:3] in (["int8", "static"], ["int8", "dynamic"], ["int8", "blockwise"])
     assert any("cosine" in note for note in shipped["notes"])
     assert not any("minmax" in name for name in rows)
+
+
+def _here(desk):
+    target = f'title = "here"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n'
+    return str(desk.write("here.toml", target))
+
+
+def test_an_encoder_ships_first_what_the_device_runs_fastest_of_what_holds(desk, monkeypatch):
+    def share(road, target, *, files, feeds, machine):
+        return 0.2 if "blockwise" in files[1].path.name else 0.6
+
+    monkeypatch.setattr(encoders, "ratio", share)
+    desk.write("models.py", ENCODER)
+    assert desk.run(target=_here(desk)) == 0
+    first = next(row for row in _rows(desk, "here").values() if row["form"] == "int8")
+    assert first["name"] == "source int8 blockwise"
+    assert any("at 0.20 of its time" in note for note in first["notes"])
+
+
+def test_a_form_that_cannot_be_timed_lets_the_usual_order_stand_and_is_timed_again(desk, monkeypatch):
+    asked = []
+
+    def share(road, target, *, files, feeds, machine):
+        asked.append(files[1].path.name)
+        raise DeviceError("the machine was too noisy")
+
+    monkeypatch.setattr(encoders, "ratio", share)
+    desk.write("models.py", ENCODER)
+    assert desk.run(target=_here(desk)) == 0
+    rows = [name for name, row in _rows(desk, "here").items() if row["form"] == "int8"]
+    assert rows[0].split()[2] in {"static", "dynamic"}
+    before = len(asked)
+    assert desk.run(target=_here(desk)) == 0
+    assert len(asked) == 2 * before > 0
 
 
 def test_one_calibration_sample_is_too_few_for_linear_forms_and_does_not_end_the_target(desk):

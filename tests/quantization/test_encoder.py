@@ -196,6 +196,21 @@ def test_the_choice_puts_forms_that_hold_first_and_says_what_the_others_lost(tmp
     assert (tmp_path / choice.trials[0].path).is_file()
 
 
+def test_only_forms_that_hold_are_timed_and_one_invalid_time_lets_none_count(tmp_path):
+    hard, asked = small_encoder(tmp_path / "hard.onnx", giant=15.0), []
+
+    def timed(path):
+        asked.append(path.name)
+        return "it was too noisy" if len(asked) == 2 else 0.1 * len(asked)
+
+    choice = choose_encoder_form(hard, sentences(16), numbers=U8S8, folder=tmp_path, timed=timed)
+    holding = {trial.path for trial in choice.trials if trial.cosine >= 0.998}
+    assert set(asked) == holding
+    assert choice.untimed == {asked[1]: "it was too noisy"}
+    assert [trial.time_ratio for trial in choice.trials] == [None] * 6
+    assert "of its time" not in choice.reason
+
+
 def test_a_network_without_linear_layers_or_tables_has_no_encoder_form(tmp_path):
     path = small_resnet(tmp_path / "net.onnx")
     noise = np.random.default_rng(0).standard_normal((2, 1, 3, 16, 16)).astype(np.float32)
