@@ -208,7 +208,7 @@ def _comparisons(
     for turn, measurement in zip(turns[1:], measured[1:], strict=True):
         if not (measured[0].valid and measurement.valid):
             continue
-        ratio = statistics.paired_ratio(turn.times, turns[0].times, seed=seed)
+        ratio = statistics.paired_ratio(*turn.beside(turns[0]), seed=seed)
         verdict = statistics.claim(ratio, drift=drift.share)
         found.append(Comparison(measured[0].artifact, measurement.artifact, ratio, verdict))
     return found

@@ -1,16 +1,16 @@
 """Rounds: every subject takes its turn in random order, until the machine was quiet for long enough or time is up.
 
 The rule: more rounds are run when the machine was noisy or an interval is still wide, up to a bound, and never because
-a difference was or was not found. Rounds are set aside for all subjects together: those in which the reference work
-found no quiet moment, and those at the front when the machine was noisy then and quiet afterwards; the raw data keeps
-them.
+a difference was or was not found. A subject is compared with the first one in the rounds in which the reference work
+found quiet moments for both; other rounds are set aside, and those at the front for all subjects when the machine was
+noisy then and quiet afterwards; the raw data keeps them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeexport.devices.protocol import Device
@@ -19,7 +19,7 @@ from edgeexport.progress import Progress
 from edgeexport.validation import statistics
 from edgeexport.validation.answers import read_sentinel
 from edgeexport.validation.launches import FIXED_WORK, Demand, Findings, Launch, examine, read_launch
-from edgeexport.validation.quiet import ANY, disturbed, states_of
+from edgeexport.validation.quiet import ANY, State, disturbed, states_of
 from edgeexport.validation.subjects import Plan, Turn
 
 START_SECONDS = 60.0
@@ -29,6 +29,30 @@ NARROW, NARROW_SHARE = 0.02, 0.25
 PRECISION_DRAWS = 500
 # Another guest on the core moves the sentinel by 5 %; a clock that slows the reference work by 15 % moves it as much.
 CLOCK_MOVED, MOVED_SHARE = 1.12, 0.1
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Which rounds count, and in which state of its core: of each subject by its place; a failed one has none."""
+
+    rounds: Mapping[int, tuple[int, ...]]
+    states: Mapping[int, State]
+
+    @property
+    def fewest(self) -> float:
+        """The rounds of the subject that has the fewest; without limit where all have failed."""
+        return min(map(len, self.rounds.values()), default=math.inf)
+
+    @property
+    def used(self) -> list[int]:
+        """The rounds that count for any subject."""
+        return sorted({number for rounds in self.rounds.values() for number in rounds})
+
+    def latest(self, count: int) -> Counting:
+        """Return the rounds since the last `count` of the subject that has the fewest there began."""
+        start = min((rounds[-count:][0] for rounds in self.rounds.values() if rounds), default=0)
+        since = {index: tuple(each for each in rounds if each >= start) for index, rounds in self.rounds.items()}
+        return Counting(since, self.states)
 
 
 @dataclass
@@ -53,23 +77,18 @@ class Rounds:
                 self._round([int(index) for index in rng.permutation(len(self.turns))])
             if len(self.order) < self.plan.launches and not late and any(not turn.failure for turn in self.turns):
                 continue
-            last = late or len(self.order) >= self._most
-            calm = self._calm(last=last)
-            if not calm:
-                continue
-            drift, findings = self._judged(calm)
-            noise |= {reason for found in findings if found.noisy for reason in found.reasons}
-            if last or not self._unsettled(findings):
-                return drift, [self._told(found, noise) for found in findings]
-
-    @property
-    def _most(self) -> int:
-        """A round is calm only if it is so for all subjects, which is rarer the more there are."""
-        return self.plan.most + self.plan.launches * max(0, len(self.turns) - 2)
+            last = late or len(self.order) >= self.plan.most
+            for counting in self._choices(last=last):
+                drift, findings = self._judged(counting)
+                noise |= {reason for found in findings if found.noisy for reason in found.reasons}
+                if not self._unsettled(findings):
+                    return drift, self._told(findings, noise)
+            if last:
+                return drift, self._told(findings, noise)
 
     def _round(self, order: Sequence[int]) -> None:
         number = len(self.order)
-        more = f" (noisy: {self._most} at most)" if number >= self.plan.launches else ""
+        more = f" (noisy: {self.plan.most} at most)" if number >= self.plan.launches else ""
         what = f"round {number + 1} of {max(self.plan.launches, number + 1)}{more}"
         self.progress(f"measure: {what}", min(1.0, number / self.plan.launches))
         if number and self.order[0]:
@@ -77,37 +96,49 @@ class Rounds:
         launched = [_launch(self.turns[index], self.device, plan=self.plan) for index in order]
         self.order.append([launch for launch in launched if launch is not None])
 
-    def _judged(self, calm: Sequence[int]) -> tuple[statistics.Drift, list[Findings]]:
-        """Judge all calm rounds; if they are noisy, and the last ones are not, set the others aside and judge those."""
-        everything = self._findings(calm)
-        if len(calm) > self.plan.launches and any(found.noisy for found in everything[1]):
-            latest = self._findings(calm[-self.plan.launches :])
+    def _judged(self, counting: Counting) -> tuple[statistics.Drift, list[Findings]]:
+        """Judge the rounds that count; if they are noisy, and the last ones are not, judge those alone."""
+        if any(found.noisy for found in self._findings(counting)[1]):
+            latest = self._findings(counting.latest(self.plan.launches))
             if not any(found.noisy for found in latest[1]):
                 return latest
-        return self._findings(calm)
+        return self._findings(counting)
 
-    def _calm(self, *, last: bool) -> list[int]:
-        """The rounds in which every launch has undisturbed iterations enough, in the first state that has such rounds.
+    def _choices(self, *, last: bool) -> list[Counting]:
+        """Return what may count: the rounds with undisturbed iterations enough, in a state that has them for everybody.
 
-        Nothing if there are too few in any; after the `last` round all count then, and rules for noise judge them.
-        Subjects confined to other processors have a state of their own: those are other machines.
+        That is the fastest common state; after the `last` round also the most common one, if it has more rounds.
+        Nothing if there are too few in any; after the last round all count then, and rules for noise judge them.
+        Subjects confined to other processors have states of their own: those are other machines.
         """
-        rounds = list(range(len(self.order)))
         whole = [turn for turn in self.turns if not turn.failure]
         places = {turn.subject.affinity for turn in whole}
         groups = [[turn for turn in whole if turn.subject.affinity == place] for place in places]
-        states = [states_of([launch for turn in group for launch in turn.launches]) for group in groups]
-        for chosen in zip(*states, strict=True):
-            for turn, state in ((turn, state) for group, state in zip(groups, chosen, strict=True) for turn in group):
-                turn.state = state
-            calm = [each for each in rounds if not any(disturbed(turn.launches[each], turn.state) for turn in whole)]
-            if len(calm) >= self.plan.launches:
-                return calm
-        if whole and not last:
-            return []
-        for turn in whole:
-            turn.state = ANY
-        return rounds
+        known = zip(
+            *(states_of([launch for turn in group for launch in turn.launches]) for group in groups), strict=True
+        )
+        every = [self._calm(dict(zip(places, states, strict=True))) for states in known]
+        enough = [each for each in every if each.fewest >= self.plan.launches]
+        if last and len(enough) > 1:
+            return enough if enough[1].fewest > enough[0].fewest else enough[:1]
+        if enough or (whole and not last):
+            return enough[:1]
+        return [self._calm(dict.fromkeys(places, ANY))]
+
+    def _calm(self, states: Mapping[tuple[int, ...], State]) -> Counting:
+        """Return for each subject the rounds in which neither its own launch nor the first subject's is disturbed."""
+        own = {
+            index: {
+                number
+                for number, launch in enumerate(turn.launches)
+                if not disturbed(launch, states[turn.subject.affinity])
+            }
+            for index, turn in enumerate(self.turns)
+            if not turn.failure
+        }
+        base = own.get(0, set(range(len(self.order))))
+        rounds = {index: tuple(sorted(calm & base)) for index, calm in own.items()}
+        return Counting(rounds, {index: states[self.turns[index].subject.affinity] for index in own})
 
     def _moved(self, counting: Sequence[int]) -> str:
         """Say so if the clock, not another program, makes rounds that are set aside differ.
@@ -128,11 +159,14 @@ class Rounds:
             return ""
         return f"throttled: in {moved} of {len(rounds)} rounds {FIXED_WORK} was another one by more than 12%"
 
-    def _findings(self, counting: Sequence[int]) -> tuple[statistics.Drift, list[Findings]]:
-        for turn in self.turns:
-            turn.set_aside = frozenset() if turn.failure else frozenset(range(len(self.order))) - set(counting)
-        drift = _drift([launch for number in counting for launch in self.order[number]])
-        moved, findings = self._moved(counting), [self._found(turn, drift) for turn in self.turns]
+    def _findings(self, counting: Counting) -> tuple[statistics.Drift, list[Findings]]:
+        for index, turn in enumerate(self.turns):
+            every = range(len(turn.launches))
+            turn.set_aside = frozenset(every) - frozenset(counting.rounds.get(index, every))
+            turn.state = counting.states.get(index, turn.state)
+        used = counting.used
+        drift = _drift([launch for number in used for launch in self.order[number]])
+        moved, findings = self._moved(used), [self._found(turn, drift) for turn in self.turns]
         return drift, [_noisy(found, moved) for found in findings] if moved else findings
 
     def _found(self, turn: Turn, drift: statistics.Drift) -> Findings:
@@ -151,14 +185,16 @@ class Rounds:
         good = [turn for turn, found in zip(self.turns, findings, strict=True) if not found.reasons]
         return good[:1] == self.turns[:1] and any(_wide(turn, self.turns[0]) for turn in good[1:])
 
-    def _told(self, found: Findings, noise: set[str]) -> Findings:
+    def _told(self, findings: Sequence[Findings], noise: set[str]) -> list[Findings]:
         """Add how many rounds there were when there were more than planned, and why."""
-        aside = max(len(turn.set_aside) for turn in self.turns)
-        if len(self.order) <= self.plan.launches or not (noise or aside):
-            return found
         why = min(noise, default="something else used the core")
-        text = f"{len(self.order)} rounds were run, {aside} of them set aside: {why}"
-        return Findings(found.reasons, (*found.warnings, text), found.noisy)
+        told = []
+        for turn, found in zip(self.turns, findings, strict=True):
+            aside = len(turn.set_aside)
+            text = f"{len(self.order)} rounds were run, {aside} of them set aside: {why}"
+            more = len(self.order) > self.plan.launches and bool(noise or aside)
+            told.append(Findings(found.reasons, (*found.warnings, text), found.noisy) if more else found)
+        return told
 
 
 def _noisy(found: Findings, text: str) -> Findings:
@@ -172,7 +208,7 @@ def _sentinels(launches: Sequence[Launch]) -> list[Sequence[int]]:
 
 def _wide(turn: Turn, base: Turn) -> bool:
     """Whether the interval of a ratio is wider than the claim's least effect and than a share of the effect itself."""
-    ratio = statistics.paired_ratio(turn.times, base.times, seed=0, draws=PRECISION_DRAWS)
+    ratio = statistics.paired_ratio(*turn.beside(base), seed=0, draws=PRECISION_DRAWS)
     if ratio.low is None or ratio.high is None:
         return False
     half = math.log(ratio.high / ratio.low) / 2

@@ -53,7 +53,7 @@ class Plan:
 # processes differ more than iterations do: `brief` takes half a second each, and that is what `run` does.
 PLANS: dict[Mode, Plan] = {
     "smoke": Plan(1, 3, 0.0, 10, 0.0, cap_seconds=10, most=1, set_seconds=30, memory_launches=1, probe_seconds=0),
-    "brief": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, most=18),
+    "brief": Plan(6, 10, 0.05, 64, 0.2, cap_seconds=60, most=24),
     "quick": Plan(6, 10, 1.0, 64, 2.0, cap_seconds=60, most=18, cooldown_seconds=60, cooled=0.03, set_seconds=300),
     "official": Plan(10, 10, 2.0, 128, 6.0, cap_seconds=60, most=24, cooldown_seconds=300, set_seconds=600),
 }
@@ -124,6 +124,14 @@ class Turn:
     def times(self) -> list[NDArray[Any]]:
         """Of each launch that counts, the milliseconds of its undisturbed iterations."""
         return [undisturbed_ms(launch, self.state) for launch in self.kept]
+
+    def beside(self, base: Turn) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """Return the `times` of this subject and of `base` in the rounds that count for both."""
+        shared = set(range(len(self.launches))) - self.set_aside - base.set_aside
+        own, other = (
+            [undisturbed_ms(turn.launches[each], turn.state) for each in sorted(shared)] for turn in (self, base)
+        )
+        return own, other
 
     @property
     def medians(self) -> list[float]:

@@ -20,7 +20,7 @@ from tests.benchmarks.load import FAVOUR
 from tests.device_bench.tiny import BENCH, dense_model, sample
 
 # Short launches for hundreds of comparisons: half of a launch's time is the start of Python and its libraries.
-SHORT = Plan(6, 10, 0.01, 64, 0.1, cap_seconds=30, most=40, memory_launches=0)
+SHORT = Plan(6, 10, 0.01, 64, 0.1, cap_seconds=30, most=60, memory_launches=0)
 
 LAYERS, WIDTH, ROWS = 8, 96, 64
 

@@ -348,7 +348,7 @@ def test_a_noisy_measurement_says_how_far_it_may_go() -> None:
     told: list[str] = []
     noisy = Scripted(lambda _, number: _times(1.0 if number % 2 else 2.0, number))
     measure([_subject("a")], device=noisy, progress=lambda text, _: told.append(text))
-    assert told[-1].endswith(" (noisy: 18 at most)")
+    assert told[-1].endswith(" (noisy: 24 at most)")
 
 
 def test_no_word_of_a_reason_is_one_that_only_the_program_knows() -> None:
