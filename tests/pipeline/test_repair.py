@@ -45,15 +45,14 @@ def _rows(desk):
 
 
 def test_the_form_that_a_repair_makes_faster_ships_and_says_what_was_tried(slow, monkeypatch):
-    honest, measured = repairing._ratio, []
+    honest, measured = repairing.ratio, []
 
-    def ratio(lane, files, **more):
+    def ratio(road, target, **more):
         with contextlib.suppress(DeviceError):  # one launch says little: it may be called invalid
-            measured.append(honest(lane, files, **more))
+            measured.append(honest(road, target, **more))
         return 0.8
 
-    monkeypatch.setattr(repairing, "MODE", "smoke")
-    monkeypatch.setattr(repairing, "_ratio", ratio)
+    monkeypatch.setattr(repairing, "ratio", ratio)
     write, compared = repairing.written, []
 
     def written(lane, changed, *, of, **more):
@@ -73,7 +72,7 @@ def test_the_form_that_a_repair_makes_faster_ships_and_says_what_was_tried(slow,
 
 
 def test_without_a_faster_edit_the_source_ships_in_fp32(slow, monkeypatch):
-    monkeypatch.setattr(repairing, "_ratio", lambda *_, **__: 1.01)
+    monkeypatch.setattr(repairing, "ratio", lambda *_, **__: 1.01)
     assert slow.run(target=slow.target) == 0
     rows = _rows(slow)
     assert "no repair is faster here" in rows["source int8 minmax repaired"]["reason"]
@@ -87,10 +86,10 @@ def test_that_nothing_is_faster_is_kept_where_it_was_measured_and_for_that_machi
         asked.append("noisy")
         raise DeviceError("launches lie 40% apart")
 
-    monkeypatch.setattr(repairing, "_ratio", noisy)
+    monkeypatch.setattr(repairing, "ratio", noisy)
     assert slow.run(target=slow.target) == 0
     assert "not measured: launches lie" in _rows(slow)["source int8 minmax repaired"]["reason"]
-    monkeypatch.setattr(repairing, "_ratio", lambda *_, **__: asked.append("quiet") or 1.01)
+    monkeypatch.setattr(repairing, "ratio", lambda *_, **__: asked.append("quiet") or 1.01)
     assert slow.run(target=slow.target) == 0
     edits = asked.count("noisy")
     assert asked.count("quiet") == edits > 0
