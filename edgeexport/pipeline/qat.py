@@ -141,7 +141,7 @@ def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
 
         road.progress(f"train {rung.name} for its integers", 0.0)
         out = folder / SPINE
-        lesson = _lesson(lane, job.step, form=job.form)
+        lesson = _lesson(lane, job.step, form=job.form, state=road.workspace.unfinished(NAME, key=key))
         plan = job.plan()
         found = train_quantized(path, plan, data=_data(lane, rung), out=out, lesson=lesson, progress=road.detail)
         artifact = Artifact(
@@ -166,11 +166,12 @@ def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
     return stage, replace(rung, spine=Stage(spine, stage.folder, stage.key, stage.fresh))
 
 
-def _lesson(lane: Lane, step: Quantize, *, form: Any) -> Lesson:
+def _lesson(lane: Lane, step: Quantize, *, form: Any, state: Path) -> Lesson:
     from edgeexport.quantization.qat import Lesson
 
     teacher = spine_path(lane.source)
-    return Lesson(step.training, teacher, classes=_is_classes(lane), learn_steps=step.learn_steps, form=form)
+    classes = _is_classes(lane)
+    return Lesson(step.training, teacher, classes=classes, learn_steps=step.learn_steps, form=form, state=state)
 
 
 def _is_classes(lane: Lane) -> bool:

@@ -76,6 +76,28 @@ def test_an_onnx_source_is_trained_for_its_integers_ships_and_is_not_trained_twi
     assert desk.run(target="raspberry-pi-5") == 0
 
 
+def test_a_training_for_integers_that_was_stopped_goes_on_where_it_was(desk, monkeypatch):
+    from edgeexport.training import unfinished
+    from edgeexport.training.stepping import Stepper
+    from tests.pipeline.conftest import MODELS
+
+    _exported(desk, MODELS)
+    real, steps = Stepper.step, []
+
+    def stopping(self, batches, number, *, rate):
+        steps.append(number)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return real(self, batches, number, rate=rate)
+
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
+    monkeypatch.setattr(Stepper, "step", stopping)
+    assert desk.run() == 130
+    assert desk.run() == 0
+    assert steps[3:6] == [3, 3, 4]
+
+
 def test_an_encoder_is_trained_in_the_static_form_of_its_linear_layers(desk):
     _exported(desk, ENCODER)
     assert desk.run() == 0

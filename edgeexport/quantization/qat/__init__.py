@@ -42,6 +42,7 @@ class Lesson:
 
     teacher: an .onnx file whose outputs are learnt; the model itself, in float, when None. classes: outputs are class
     logits (else their squared difference is the loss). learn_steps: train scales too (LSQ). form: what writes the file.
+    state: a folder of this very training, where a killed one is gone on with (see `train`).
     """
 
     training: Training = _GENTLE
@@ -49,6 +50,7 @@ class Lesson:
     classes: bool = True
     learn_steps: bool = False
     form: Form = "qdq"
+    state: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def train_quantized(
     taken = lesson or Lesson()
     module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps)
     loss = _loss(taken, data, teacher=taken.teacher or model_path)
-    record = train(module, data, loss=loss, settings=taken.training, progress=progress)
+    record = train(module, data, loss=loss, settings=taken.training, progress=progress, state=taken.state)
     _save(model_path, module, out=out)
     trained = module.plan(file_digest(out))
     with tempfile.TemporaryDirectory(prefix=".qat-", dir=out.parent) as folder:
