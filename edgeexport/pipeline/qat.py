@@ -158,6 +158,7 @@ def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
         "learn_steps": job.step.learn_steps,
         "teacher": source.spine.record.artifact.digest,
         "metric": _is_classes(lane),
+        "arch": lane.target.arch,
         **training_key(job.step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
@@ -170,8 +171,15 @@ def _lesson(lane: Lane, step: Quantize, *, form: Any, state: Path) -> Lesson:
     from edgeexport.quantization.qat import Lesson
 
     teacher = spine_path(lane.source)
-    classes = _is_classes(lane)
-    return Lesson(step.training, teacher, classes=classes, learn_steps=step.learn_steps, form=form, state=state)
+    return Lesson(
+        step.training,
+        teacher,
+        classes=_is_classes(lane),
+        learn_steps=step.learn_steps,
+        form=form,
+        state=state,
+        arm=lane.target.arch == "aarch64",
+    )
 
 
 def _is_classes(lane: Lane) -> bool:

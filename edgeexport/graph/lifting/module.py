@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeexport.errors import ModelError
+from edgeexport.graph.lifting.node import Run
 from edgeexport.graph.lifting.numbers import as_tensor
 from edgeexport.graph.lifting.program import Program, Source
 
@@ -69,6 +71,13 @@ class Lifted(nn.Module):
             raise ModelError(f"the lifted model has no tensor {tensor!r}")
         self._tap_keys[tensor] = f"tap{len(self._tap_keys)}"
         self._taps[self._tap_keys[tensor]] = module
+
+    def compute(self, tensor: str, wrap: Callable[[Run], Run]) -> None:
+        """Let the step that makes the ONNX tensor `tensor` run as `wrap` of its own function does."""
+        if not any(tensor in step.outputs for step in self._program.steps):
+            raise ModelError(f"the lifted model does not compute a tensor {tensor!r}")
+        steps = (replace(each, run=wrap(each.run)) if tensor in each.outputs else each for each in self._program.steps)
+        self._program = replace(self._program, steps=tuple(steps))
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """Return ONNX name → present value of every trainable weight, for `with_initializers`."""

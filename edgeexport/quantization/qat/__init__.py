@@ -43,6 +43,7 @@ class Lesson:
     teacher: an .onnx file whose outputs are learnt; the model itself, in float, when None. classes: outputs are class
     logits (else their squared difference is the loss). learn_steps: train scales too (LSQ). form: what writes the file.
     state: a folder of this very training, where a killed one is gone on with (see `train`).
+    arm: the kernels of Arm are simulated, not those of x86; sums of two tensors differ by a step here and there.
     """
 
     training: Training = _GENTLE
@@ -51,6 +52,7 @@ class Lesson:
     learn_steps: bool = False
     form: Form = "qdq"
     state: Path | None = None
+    arm: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def train_quantized(
     from edgeexport.training import train
 
     taken = lesson or Lesson()
-    module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps)
+    module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps, arm=taken.arm)
     loss = _loss(taken, data, teacher=taken.teacher or model_path)
     record = train(module, data, loss=loss, settings=taken.training, progress=progress, state=taken.state)
     _save(model_path, module, out=out)
@@ -96,9 +98,12 @@ def train_quantized(
     return Trained(trained, record, found.sentence())
 
 
-def simulate(model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", learn_steps: bool = False) -> Simulation:
+def simulate(
+    model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", learn_steps: bool = False, arm: bool = False
+) -> Simulation:
     """Return the module that computes what the int8 file of a plan computes, trainable under the ONNX names.
 
+    arm: as onnxruntime does it on Arm, not on x86.
     Raises DataError for a plan of another model, and ModelError or UnsupportedOperator for what has no simulation.
     """
     graph.files.need("torch", purpose="training for integers")
@@ -106,7 +111,7 @@ def simulate(model_path: Path, plan: QuantizationPlan, *, form: Form = "qdq", le
 
     with tempfile.TemporaryDirectory(prefix="edgeexport-qat-") as folder:
         twin = twin_of(model_path, plan, form=form, int8=Path(folder) / "int8.onnx")
-    return Simulation(twin, plan, learn_steps=learn_steps)
+    return Simulation(twin, plan, learn_steps=learn_steps, arm=arm)
 
 
 def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path) -> Twin:

@@ -1,13 +1,16 @@
 """The simulation of an int8 file in torch: its twin, lifted, rounding at every site; trainable.
 
 The rule: scales are worked out once at the start of a run, from what is trained now, and every site reads them there,
-so that a bias and its layer never disagree. What training ends in is weights and a plan, nothing else.
+so that a bias and its layer never disagree; what an integer kernel computes is computed as it does. What training ends
+in is weights and a plan, nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,46 +20,79 @@ from torch import Tensor, nn
 from edgeexport import graph
 from edgeexport.errors import ModelError
 from edgeexport.quantization.plan import LARGEST_BIAS
-from edgeexport.quantization.qat.steps import RoundedActivation, RoundedBias, RoundedWeight, Scales, following, scale_of
+from edgeexport.quantization.qat import arithmetic
+from edgeexport.quantization.qat.arithmetic import Grid, Run, Weights
+from edgeexport.quantization.qat.fused import KernelSite, read_by_kernels
+from edgeexport.quantization.qat.steps import (
+    RoundedActivation,
+    RoundedBias,
+    RoundedWeight,
+    Scales,
+    Units,
+    along,
+    following,
+    scale_of,
+)
 from edgeexport.quantization.qat.twin import Twin, WeightSite
 from edgeexport.records.plan import Point, QuantizationPlan, WeightPoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Kernels that round after they added the zero point.
+_SHIFTED = frozenset({"Add", "Mul", "AveragePool"})
 _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of a site are: its key among the scales, and its point. counted: it is passed on in steps."""
+
+    kind: str
+    name: str
+    point: Point
+    counted: bool = False
 
 
 class Simulation(nn.Module):
     """What an int8 file computes, as a module whose float weights have their ONNX names.
 
     learn_steps: the scales of weights and activations are trained too (LSQ). Otherwise those of activations stay, and
-    those of weights follow their values, as the planner's do. Zero points never change.
+    those of weights follow their values, as the planner's do. Zero points never change. arm: its kernels are meant.
     """
 
-    def __init__(self, twin: Twin, plan: QuantizationPlan, *, learn_steps: bool = False) -> None:
+    def __init__(self, twin: Twin, plan: QuantizationPlan, *, learn_steps: bool = False, arm: bool = False) -> None:
         super().__init__()
-        self.activations, self.biases = tuple(twin.activations), tuple(twin.biases)
+        self.activations, self.biases, self._arm = tuple(twin.activations), tuple(twin.biases), arm
         self.weights = _one_each(twin.weights)
-        self._plan, self._fits, self.shape = plan, twin.fits, twin.shape()
+        self._plan, self._fits, self.shape, self.kernels = plan, twin.fits, twin.shape(), tuple(twin.kernels)
+        self.weight_names = {site.tensor: site.weight for site in twin.weights}
         self._points = {site.step: plan.activations[site.source] for site in self.activations}
         self._scales: Scales = {}
         self.lifted = graph.lift(twin.model)
         self.taps = self._tapped(twin)
+        self._fuse(twin)
         self._places: dict[tuple[str, str], int] = {}
         self._starts: list[Tensor] = []
         self._factors = nn.ParameterList()
         if learn_steps:
             with self._filled():
                 learnt = [key for key in self._scales if not self._is_constant(key)]
-                self._starts = [self._scales[key].detach().clone() for key in learnt]
-            self._factors = nn.ParameterList(nn.Parameter(torch.ones_like(start)) for start in self._starts)
             self._places = {key: index for index, key in enumerate(learnt)}
+            self.restart_steps()
+            self._factors = nn.ParameterList(nn.Parameter(torch.ones_like(start)) for start in self._starts)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run on inputs in the model's order; one tensor, or a tuple of them."""
         with torch.autocast("cpu", enabled=False), self._filled():
             return self.lifted(*inputs)
+
+    def restart_steps(self) -> None:
+        """Let scales that are learnt start from the weights as they are now; before anything is learnt."""
+        places, self._places = self._places, {}
+        with self._filled():
+            self._starts = [self._scales[key].detach().clone() for key in places]
+        self._places = places
 
     def stored_weights(self) -> dict[str, NDArray[Any]]:
         """Return ONNX name → value of every weight that training may move; what int8 stores lies on its grid."""
@@ -113,6 +149,56 @@ class Simulation(nn.Module):
             self.lifted.tap(tensor, tap)
         return taps
 
+    def _fuse(self, twin: Twin) -> None:
+        """Let integer kernels compute as they do; the taps between them pass on steps."""
+        weights = {site.tensor: site for site in twin.weights}
+        places = {site.tensor: _Place("activation", site.step, self._points[site.step]) for site in self.activations}
+        for each in (each for each in twin.weights if each.constant):
+            point = self._plan.weights[each.weight]
+            constant = Point(point.dtype, point.scales[0], point.zero_points[0])
+            places[each.tensor] = _Place("weight", each.weight, constant)
+        counted = read_by_kernels(twin)
+        for site in self.activations:
+            self.taps[site.tensor].units = Units(counts=site.tensor in counted)
+            places[site.tensor] = replace(places[site.tensor], counted=site.tensor in counted)
+        for kernel in twin.kernels:
+            for taker in kernel.into:
+                zero = _zero(self._points[taker.step]) if kernel.op in _SHIFTED else 0
+                self.taps[taker.tensor].units = Units(zero, taker.tensor in counted)
+            given = [places[name] for name in (*kernel.sources, *(taker.tensor for taker in kernel.into[:1]))]
+            bound = functools.partial(self._computed, kernel, given=given, weight=weights.get(kernel.weight))
+            self.lifted.compute(kernel.tensor, bound)
+
+    def _computed(self, kernel: KernelSite, run: Run, *, given: list[_Place], weight: WeightSite | None) -> Run:
+        """Return what computes a kernel. given: where the numbers of its sources, and of its result, are."""
+
+        def computed(*inputs: Tensor | None) -> Tensor:
+            grids = [self._grid(each) for each in given]
+            sources, into = tuple(grids[: len(kernel.sources)]), grids[-1] if kernel.into else None
+            present = tuple(each for each in inputs if each is not None)
+            if weight is not None:
+                scales = self._scales["weight", weight.weight].detach()
+                numbers = _weights(scales, kernel, site=weight, rank=present[1].ndim)
+                if not kernel.whole_bias:
+                    return arithmetic.floats(run, present, source=sources[0], weights=numbers)
+                return arithmetic.layer(run, present, source=sources[0], weights=numbers, into=into)
+            assert into is not None
+            match kernel.op:
+                case "Add":
+                    return arithmetic.total(present, sources=sources, into=into, arm=self._arm)
+                case "Mul":
+                    return arithmetic.product(present, sources=sources, into=into)
+                case "GlobalAveragePool":
+                    return arithmetic.mean(present[0], source=sources[0], into=into, arm=self._arm)
+                case _:
+                    return arithmetic.window_mean(run, present[0], source=sources[0], into=into)
+
+        return computed
+
+    def _grid(self, place: _Place) -> Grid:
+        scale = self._scales[place.kind, place.name].detach().reshape(())
+        return Grid(scale, _zero(place.point), place.counted)
+
     @contextlib.contextmanager
     def _filled(self) -> Iterator[None]:
         """Work out every scale for the time of a run; sites read them."""
@@ -153,6 +239,17 @@ class Simulation(nn.Module):
 
     def _is_constant(self, key: tuple[str, str]) -> bool:
         return key[0] == "weight" and self.weights[key[1]].constant
+
+
+def _zero(point: Point) -> int:
+    """The zero point as kernels see it: int8 becomes uint8 on x86, and on Arm only the distance from it counts."""
+    return point.zero_point - _BOUNDS[point.dtype][0]
+
+
+def _weights(scales: Tensor, kernel: KernelSite, *, site: WeightSite, rank: int) -> Weights:
+    """The scales of a layer's weight; its channels are axis 1 of a convolution's result, else the last one."""
+    channels = scales.reshape(-1, *[1] * (rank - 2 if kernel.op == "Conv" else 0))
+    return Weights(along(scales, axis=site.axis, rank=rank), channels, kernel.axis)
 
 
 def _shifted(point: Point) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from edgeexport.quantization.channels import LINEAR
 from edgeexport.quantization.integer import fitting_scales, label
 from edgeexport.quantization.placement import INPUT_SUFFIX, WEIGHT_SUFFIX, WEIGHTED, attribute, choose, place, prepared
 from edgeexport.quantization.plan import fitting
+from edgeexport.quantization.qat.fused import KernelSite, kernel_sites, linear_site
 from edgeexport.records.encoder import EncoderPlan
 from edgeexport.records.plan import QuantizationPlan
 
@@ -81,7 +82,8 @@ class BiasSite:
 class Twin:
     """A float model with the sites at which the int8 file rounds. stored: the int8 file's tensors.
 
-    fits: weight → what gives the least scales at which its pairs fit 16-bit sums, where the plan asks for that.
+    kernels: the nodes that are computed in integers. fits: weight → what gives the least scales at which its pairs fit
+    16-bit sums, where the plan asks for that.
     """
 
     model: ModelProto
@@ -89,6 +91,7 @@ class Twin:
     activations: list[ActivationSite] = field(default_factory=list)
     weights: list[WeightSite] = field(default_factory=list)
     biases: list[BiasSite] = field(default_factory=list)
+    kernels: list[KernelSite] = field(default_factory=list)
     fits: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
 
     def shape(self) -> list[tuple[str, str]]:
@@ -107,6 +110,7 @@ def qdq_twin(spine: ModelProto, quantized: ModelProto, *, plan: QuantizationPlan
     job = _Qdq(model, quantized, plan, owners, twin)
     nodes = [kept for node in quantized.graph.node if (kept := job.converted(node)) is not None]
     _assemble(twin, quantized, nodes=[*job.front, *nodes], floats=job.floats)
+    twin.kernels += kernel_sites(model, quantized, twin=twin, numbers=plan.numbers)
     return twin
 
 
@@ -233,6 +237,7 @@ class _Encoder:
         layer = self.layers[node.name]
         axis, limit = 0 if turned else 1, _limit(self.plan)
         self._site(node, 1, integers=layer.input[1], scales=layer.input[3], axis=axis, limit=limit)
+        self.twin.kernels.append(linear_site(node, axis=axis))
         if self.plan.numbers.fit_pairs:
             self.twin.fits[self.twin.weights[-1].weight] = functools.partial(_fitting_matrix, turned=turned)
 

@@ -109,6 +109,16 @@ def test_a_tap_sees_and_changes_a_tensor() -> None:
         lifted.tap("nobody", torch.nn.Identity())
 
 
+def test_a_step_may_be_computed_otherwise() -> None:
+    model = make_model([helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])],
+                       inputs={"x": ["n", 3]}, outputs=["y"])  # fmt: skip
+    lifted = lift(model)
+    lifted.compute("h", lambda run: lambda value: 2 * run(value))
+    assert lifted(torch.tensor([[-1.0, 2.0, 3.0]])).tolist() == [[0.0, -4.0, -6.0]]
+    with pytest.raises(ModelError, match="does not compute a tensor 'x'"):
+        lifted.compute("x", lambda run: run)
+
+
 def test_unknown_operators_are_refused_by_name_all_at_once() -> None:
     nodes = [
         helper.make_node("Det", ["x"], ["d"], name="first"),

@@ -17,7 +17,7 @@ from edgeexport.errors import ModelError, UnsupportedOperator
 from edgeexport.quantization import quantize
 from edgeexport.quantization.plan import weight_scales
 from edgeexport.quantization.qat import simulate, twin_of
-from edgeexport.quantization.qat.agreement import EXACT, UNFUSED, agreement, prove_stored
+from edgeexport.quantization.qat.agreement import EXACT, agreement, prove_stored
 from edgeexport.quantization.qat.steps import following, rounded
 from edgeexport.runtimes.ort import open_session
 from tests.needs import need
@@ -58,10 +58,14 @@ def test_the_file_stores_the_simulated_integers_scales_and_zero_points_bit_for_b
         assert np.array_equal(stored[f"{name}_quantized"], integers + zero), name
 
 
+# onnxruntime computes in float where weights are shared, and on x86 where an int8 point has two readers.
+ON_FLOATS = 0.9998
+
+
 @NETS
 @NUMBERS
 @LEARN
-def test_node_by_node_on_the_files_own_inputs_simulation_and_onnxruntime_agree_within_one_step(
+def test_node_by_node_on_the_files_own_inputs_integer_kernels_give_what_the_simulation_does(
     build: Callable[[Path], Path], numbers: str, learn_steps: bool, tmp_path: Path
 ) -> None:
     path, int8 = build(tmp_path / "net.onnx"), tmp_path / "int8.onnx"
@@ -70,7 +74,8 @@ def test_node_by_node_on_the_files_own_inputs_simulation_and_onnxruntime_agree_w
     found = agreement(module, twin_of(path, plan, form="qdq", int8=int8), int8=int8, samples=SAMPLES[:2])
     assert found.values > 10_000
     assert found.worst <= 1
-    assert found.equal >= 0.999 * found.values
+    floats = build is sharing or numbers == "symmetric"
+    assert found.equal >= (ON_FLOATS * found.values if floats else found.values)
 
 
 def test_what_is_compared_runs_in_integer_kernels(tmp_path: Path) -> None:
@@ -173,9 +178,7 @@ def test_an_operator_that_torch_cannot_express_is_refused_by_name(tmp_path: Path
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_resnet20_answers_as_in_the_simulation_but_for_how_fused_sums_break_ties(
-    real_data: Path, tmp_path: Path
-) -> None:
+def test_resnet20_answers_bit_for_bit_as_in_the_simulation(real_data: Path, tmp_path: Path) -> None:
     need("torch")
     path, int8 = resnet20(real_data, tmp_path / "net.onnx"), tmp_path / "int8.onnx"
     from edgeexport.quantization import calibrate, plan_quantization
@@ -187,19 +190,16 @@ def test_resnet20_answers_as_in_the_simulation_but_for_how_fused_sums_break_ties
     judged = np.concatenate(pictures_of(real_data, "test", 2000))
     module = simulate(path, plan)
     found = agreement(module, twin_of(path, plan, form="qdq", int8=int8), int8=int8, samples=samples[:4])
-    assert found.worst <= 1
-    # QLinearAdd rounds another sum of products than the graph says: a step in a thousand integers of one Add, which
-    # later layers turn into the noise of int8. Unfused, only sums of floats in another order break ties otherwise.
-    for options, least in ((UNFUSED, 0.995), (EXACT, 0.98)):
-        session = open_session(int8, options=options)
-        same = [_same_answers(module, session, judged[start : start + 100]) for start in range(0, len(judged), 100)]
-        assert np.concatenate(same).mean() >= least
+    assert (found.worst, found.equal) == (0, found.values)
+    session = open_session(int8, options=EXACT)
+    same = [_same_logits(module, session, judged[start : start + 100]) for start in range(0, len(judged), 100)]
+    assert np.concatenate(same).all()
 
 
-def _same_answers(module: torch.nn.Module, session: Any, pictures: np.ndarray) -> np.ndarray:
+def _same_logits(module: torch.nn.Module, session: Any, pictures: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         ours = module(torch.from_numpy(pictures)).numpy()
-    same: np.ndarray = ours.argmax(axis=1) == session.run({"image": pictures})["logits"].argmax(axis=1)
+    same: np.ndarray = (ours == session.run({"image": pictures})["logits"]).all(axis=1)
     return same
 
 
