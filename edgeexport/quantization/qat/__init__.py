@@ -8,6 +8,7 @@ for bit.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,8 @@ from edgeexport.records.recipe import Training, Tuning
 from edgeexport.records.training import TrainingRecord
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgeexport.quantization.qat.simulation import Simulation
     from edgeexport.runtimes.protocol import Feeds
     from edgeexport.training import Loss, TrainingData
@@ -34,6 +37,8 @@ Form = Literal["qdq", "encoder"]
 TEMPERATURE, SOFT_SHARE = 2.0, 0.9
 _GENTLE = Tuning()
 CHECKED = 2
+# Samples in which a channel must be zero for its weights to be taken out, and how many run together.
+LISTENED, TOGETHER = 512, 32
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,12 @@ def train_quantized(
     a form without steps, a training that diverges, or an int8 file that would not store what was trained.
     """
     from edgeexport.quantization.qat.agreement import agreement, prove_stored
+    from edgeexport.quantization.qat.silent import rest_silent
     from edgeexport.training import train
 
     taken = lesson or Lesson()
     module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps, arm=taken.arm)
+    rest_silent(module, graph.lift(graph.load(model_path)), batches=_listened(data))
     loss = _loss(taken, data, teacher=taken.teacher or model_path)
     record = train(module, data, loss=loss, settings=taken.training, progress=progress, state=taken.state)
     _save(model_path, module, out=out)
@@ -130,6 +137,16 @@ def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
     hard = None if data.labels is None else resolve_loss(lesson.training.loss, data.folder)
     frozen = graph.lift(graph.load(teacher)).requires_grad_(requires_grad=False)
     return distillation_loss(frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes)
+
+
+def _listened(data: TrainingData) -> Iterator[tuple[Tensor, ...]]:
+    """Samples from all over the data, a few at a time."""
+    import torch
+
+    chosen = range(0, len(data), max(1, len(data) // LISTENED))
+    for start in range(0, len(chosen), TOGETHER):
+        taken = chosen[start : start + TOGETHER]
+        yield tuple(torch.from_numpy(array[taken.start : taken.stop : taken.step].copy()) for array in data.arrays)
 
 
 def _save(model_path: Path, module: Simulation, *, out: Path) -> None:
