@@ -29,7 +29,6 @@ from __future__ import annotations
 import array
 import gc
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -175,7 +174,12 @@ def runtime_version(runtime: str) -> str:
         __import__(RUNTIMES[runtime][0])
     except ImportError as error:
         raise BenchError("runtime_missing", f"{runtime}: {error}") from error
-    return importlib.metadata.version(runtime.replace("_", "-"))
+    version = getattr(sys.modules[runtime], "__version__", "")
+    if not version:
+        from importlib import metadata  # slow to load, and an emulated CPU is slower still
+
+        version = metadata.version(runtime.replace("_", "-"))
+    return str(version)
 
 
 def open_session(job: Job, answer: Answer) -> Any:

@@ -33,7 +33,8 @@ from edgeexport.validation.measure import Subject, run_on_device
 if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Feeds, Outputs
 
-COUNTED = 5
+# Counts of one process differ by a few hundred instructions.
+COUNTED = 3
 AT_ONCE = 2
 EXACT_X86 = {EXACT_SUMS: "1"}  # onnxruntime refuses it for some files; UNFUSED: off by a rounding, never saturated
 LARGEST_HALF = "65,504"

@@ -19,6 +19,8 @@ from tests.benchmarks.planting import Forking, Model, short_launches
 
 TRIALS = 40
 SHARES = {"5": 0.05, "10": 0.10}
+# What spins also leaves the core's caches to whoever shares it: the next inference is a little slower too.
+NEAR = 0.025
 # On two quiet cores it takes some minutes; a machine with busy neighbours gets more, and no fewer trials.
 SECONDS = 2400.0
 
@@ -56,7 +58,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     return figures, {
         "found_5": Bar(shares["5"], 0.90, "a slow-down of 5 % is found 9 times in 10", "min"),
         "found_10": Bar(shares["10"], 0.99, "one of 10 % 99 times in 100", "min"),
-        "planted_5": Bar(abs(figures["median_ratio_5"] - 1.05), 0.015, "what was planted was 5 %"),
-        "planted_10": Bar(abs(figures["median_ratio_10"] - 1.10), 0.015, "and 10 %"),
+        "planted_5": Bar(abs(figures["median_ratio_5"] - 1.05), NEAR, "what was planted was 5 %"),
+        "planted_10": Bar(abs(figures["median_ratio_10"] - 1.10), NEAR, "and 10 %"),
         "trials": Bar(len(found["5"]), len(trials), "every trial was made", "min"),
     }

@@ -124,7 +124,8 @@ class Emulated:
         words = command(self.root, self.preset, plugin=plugin)
         surroundings = environment(self.root, site=site, threads=int(job.get("threads", 1)))
         with importlib.resources.as_file(facts("device_bench") / "bench.py") as program:
-            words += ["-P", "-s", str(program)]
+            # The guest's packages are all on PYTHONPATH: without `site`, its Python starts in half the time.
+            words += ["-P", "-s", *(["-S"] if site else []), str(program)]
             return run_program(words, placed, environment=surroundings, timeout=timeout, device=self.name)
 
 
