@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.errors import ModelError
-from edgeexport.records.recipe import Prune, Training
+from edgeexport.records.recipe import Prune
+from edgeexport.records.training import Training
 from edgeexport.training import Batch, TrainingData, first_output, forward
 
 if TYPE_CHECKING:

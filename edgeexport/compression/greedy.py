@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeexport.compression.heads import HEADS
 from edgeexport.compression.price import Ledger
@@ -101,14 +101,17 @@ class Choice:
     def _removed(self, group: ChannelGroup) -> list[int]:
         return list(self._order[group.layer][: self._gone[group.layer]])
 
-    def reach(self, asked: Sequence[float]) -> bool:
-        """Take steps until every total is at most what is asked; say whether that was reached."""
+    def reach(self, asked: Sequence[float], *, of: Literal["all", "blocks", "channels"] = "all") -> bool:
+        """Take steps until every total is at most what is asked; say whether that was reached.
+
+        of: what may go; heads count as channels.
+        """
         while True:
             excess = [total / max(goal, 1e-12) for total, goal in zip(self._ledger.totals, asked, strict=True)]
             worst = max(range(len(excess)), key=excess.__getitem__)
             if excess[worst] <= 1.0:
                 return True
-            options = [option for option in self._options() if option.saved[worst] > 1e-12]
+            options = [option for option in self._options(of) if option.saved[worst] > 1e-12]
             if not options:
                 return False
             self._take(min(options, key=lambda option: self._rank(option, worst)))
@@ -118,12 +121,12 @@ class Choice:
         rate = option.loss / option.saved[goal]
         return (-option.kept, rate) if self._per_layer else (rate, 0.0)
 
-    def _options(self) -> Iterator[_Option]:
-        for group in self._parts.groups:
+    def _options(self, of: str) -> Iterator[_Option]:
+        for group in self._parts.groups if of != "blocks" else ():
             if group.layer not in self._known:
                 self._known[group.layer] = list(self._of_group(group))
             yield from self._known[group.layer]
-        for block in self._parts.blocks:
+        for block in self._parts.blocks if of != "channels" else ():
             if block.name not in self._skipped:
                 if block.name not in self._known:
                     loss = -math.log(max(1.0 - self._parts.effects[block.name], 1e-12))

@@ -43,13 +43,16 @@ class Means:
 
     prices: what the goals are counted in; of those left out, multiply-accumulates and size are worked out here, time
     is not: it needs a table. asked: goal -> the most that may be left, in its price's unit; by default what the step
-    says of the whole. samples: real inputs, to judge blocks on. evidence: Taylor scores.
+    says of the whole. samples: real inputs, to judge blocks on. evidence: Taylor scores. blocks_first: the share of the
+    way, in equal ratios, that blocks go alone, as far as they can; the rest is left to channels and heads alone. 0: all
+    compete from the start.
     """
 
     prices: Sequence[Price] = ()
     asked: Mapping[str, float] = field(default_factory=dict)
     samples: Sequence[Example] = ()
     evidence: Evidence = field(default_factory=dict)
+    blocks_first: float = 0.0
 
 
 NO_MEANS = Means()
@@ -84,7 +87,7 @@ def plan_pruning(
         ledger = Ledger(module, names, prices=[*prices, macs])
         before = ledger.totals
         choice = Choice(ledger, parts, grid=grid, per_layer=step.scope == "per-layer")
-        reached = choice.reach([*asked, math.inf])
+        reached = _reached(choice, before[:-1], asked=asked, blocks_first=means.blocks_first)
         best = ledger.totals
         if reached:
             goals = tuple(map(_told, prices, zip(asked, before, best, strict=False)))
@@ -93,6 +96,15 @@ def plan_pruning(
                 step.criterion, grid.round_to, *counted, choice.groups, found.refused, choice.blocks, goals
             )
     raise _out_of_reach(prices, asked, before=before, least=best, refused=found.refused)
+
+
+def _reached(choice: Choice, before: Sequence[float], *, asked: Sequence[float], blocks_first: float) -> bool:
+    """Take parts away until every goal is reached; say whether that was. Multiply-accumulates are only counted."""
+    if not blocks_first:
+        return choice.reach([*asked, math.inf])
+    way = [now * min(goal / max(now, 1e-12), 1.0) ** blocks_first for now, goal in zip(before, asked, strict=True)]
+    choice.reach([*way, math.inf], of="blocks")
+    return choice.reach([*asked, math.inf], of="channels")
 
 
 def _prices(module: torch.nn.Module, example: Example, *, step: Prune, means: Means) -> list[Price]:

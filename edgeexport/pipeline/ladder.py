@@ -158,7 +158,7 @@ def _fault(lane: Lane, refused: Candidate) -> Fault:
     failing = {limit.limit for limit in verdict.limits if limit.state == "fails"}
     if "max_drop" in failing:
         return "accuracy"
-    return "speed" if failing & {"never_slower", "max_latency_ms"} else "other"
+    return "speed" if failing & {"never_slower", "max_latency_ms", "speedup"} else "other"
 
 
 def _plain(step: Quantize) -> Iterator[_Attempt]:

@@ -43,7 +43,7 @@ def is_live(spec: ModelSpec) -> bool:
 def _named_step(step: Step, inputs: Inputs, *, found: dict[str, nn.Module]) -> Step:
     if not isinstance(step, Distill):
         return step
-    student = step.student and _named(step.student, inputs, found=found)
+    student = _named(step.student, inputs, found=found) if isinstance(step.student, ModelSpec) else step.student
     teacher = step.teacher and _named(step.teacher, inputs, found=found)
     return msgspec.structs.replace(step, student=student, teacher=teacher)
 

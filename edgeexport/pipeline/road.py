@@ -24,9 +24,10 @@ from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress, details
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.base import digest
-from edgeexport.records.recipe import Inputs, ModelSpec, Preprocess, Recipe, Training, input_shapes, input_types
+from edgeexport.records.recipe import Inputs, ModelSpec, Preprocess, Recipe, input_shapes, input_types
 from edgeexport.records.splits import SplitIndices, SplitName
 from edgeexport.records.stages import ExternalFiles
+from edgeexport.records.training import Training
 from edgeexport.validation.metrics import METRICS
 from edgeexport.workspace import Workspace, versions
 

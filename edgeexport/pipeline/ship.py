@@ -24,7 +24,8 @@ from edgeexport.records.run import Rung, TargetResult
 from edgeexport.records.stages import Scored, Timed
 from edgeexport.records.target import Target
 from edgeexport.records.verdict import Drop, Verdict
-from edgeexport.validation.judge import Evidence, limits, nearest_miss, shipping
+from edgeexport.validation.judge import Evidence, limits, shipping
+from edgeexport.validation.misses import nearest_miss
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,37 @@ from the last one that held.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from edgeexport import data
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
 from edgeexport.pipeline.road import Road, declared_signature, model_key, training_key
 from edgeexport.pipeline.spine import export_spine, onnx_spine
 from edgeexport.records.artifact import Artifact, TorchWeights
-from edgeexport.records.base import file_digest
-from edgeexport.records.recipe import Distill, ModelSpec, Prune, Quantize, Recipe, Step, Train, Training
+from edgeexport.records.base import digest, file_digest, from_json
+from edgeexport.records.pruning import PruningPlan
+from edgeexport.records.recipe import AUTO, Distill, ModelSpec, Prune, Quantize, Recipe, Step, Train
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Scored, Spine
 from edgeexport.records.target import Target
+from edgeexport.records.training import Training
 from edgeexport.workspace import Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeexport.pipeline.layer_times import Place
     from edgeexport.training import TrainingData
 
 WEIGHTS = "weights.safetensors"
+# How a student was found decides nothing of what it learns.
+CHOOSING = {"student", "speedup", "max_size_mb", "macs", "mixes", "round_to", "locked"}
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,11 @@ class Move(Protocol):
 def _moves(road: Road, step: Step, *, begin: TorchRung, place: tuple[Target, str | None]) -> Iterator[Move]:
     """Yield a move for a distil step, and one for every pruning round. begin: what stood before the step."""
     if isinstance(step, Distill):
-        yield functools.partial(_distilled, road, step)
+        yield functools.partial(distilled, road, step, place=place)
     if isinstance(step, Prune):
-        from edgeexport.pipeline.layer_times import Place
         from edgeexport.pipeline.pruned import Round, pruned
 
-        int8 = any(isinstance(other, Quantize) for other in road.recipe.step)
-        where = Place(place[0], "int8" if int8 else "fp32", place[1])
+        where = place_of(road, place)
         for number in range(1, step.rounds + 1):
             yield functools.partial(pruned, road, Round(step, number, where), begin=begin)
 
@@ -125,32 +129,92 @@ def source_rung(road: Road, train: Train | None) -> TorchRung:
     return rung_of(road, "source", weights=weights, source=None)
 
 
-def _distilled(road: Road, step: Distill, *, last: TorchRung, source: TorchRung) -> TorchRung:
-    recipe = road.recipe
+def place_of(road: Road, place: tuple[Target, str | None]) -> Place:
+    """Return where, and in which form, the recipe's network is to be fast. place: target, device."""
+    from edgeexport.pipeline.layer_times import Place
+
+    int8 = any(isinstance(other, Quantize) for other in road.recipe.step)
+    return Place(place[0], "int8" if int8 else "fp32", place[1])
+
+
+def distilled(
+    road: Road, step: Distill, *, last: TorchRung, source: TorchRung, place: tuple[Target, str | None]
+) -> TorchRung:
+    """Make the rung of a distil step from the last one that stands. place: where a student made here is to be fast."""
+    recipe, pupil = road.recipe, _pupil(road, step, last=last, place=place)
+    lesson = msgspec.structs.replace(step, teacher=None)
 
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.distill import distill
 
         road.progress("distil into the student" if step.student else "distil from the teacher", 0.0)
-        teacher = _built(road, _teacher(step.teacher, recipe), seed=0) if step.teacher else load_rung(road, source)
-        student = _built(road, step.student, seed=step.training.seed) if step.student else load_rung(road, last)
+        teacher, student = teacher_of(road, step, source=source), pupil.build()
         state = road.workspace.unfinished("distill", key=key)
         distill(student, teacher, data=training_data(road), step=step, progress=road.detail, state=state)
-        if step.student:
-            spec = msgspec.structs.replace(step.student, inputs=step.student.inputs or recipe.model.inputs)
-            return keep(student, spec, folder=folder, maker="distill", parent=_parent(source))
-        below = record_of(last)
-        return keep(student, below.model, folder=folder, maker="distill", parent=_parent(last), plans=below.plans)
+        parent = _parent(source if isinstance(step.student, ModelSpec) else last)
+        return keep(student, pupil.model, folder=folder, maker="distill", parent=parent, plans=pupil.plans)
 
     key = {
-        "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
+        "step": {name: value for name, value in msgspec.to_builtins(lesson).items() if name not in CHOOSING},
         "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else stage_key(source),
-        "student": model_key(step.student, recipe, workspace=road.workspace) if step.student else stage_key(last),
+        "student": pupil.key,
         **training_key(step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
-    return rung_of(road, "distilled", weights=weights, source=source)
+    return replace(rung_of(road, "distilled", weights=weights, source=source), notes=pupil.notes)
+
+
+def teacher_of(road: Road, step: Distill, *, source: TorchRung) -> nn.Module:
+    """Build the network that a distil step learns from."""
+    return _built(road, _teacher(step.teacher, road.recipe), seed=0) if step.teacher else load_rung(road, source)
+
+
+@dataclass(frozen=True)
+class _Pupil:
+    """Who is taught: how it is built, what rebuilds it, what it is known by, and what a report says of it."""
+
+    build: Callable[[], nn.Module]
+    model: ModelSpec
+    plans: tuple[PruningPlan, ...]
+    key: Any
+    notes: tuple[str, ...] = ()
+
+
+def _pupil(road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, str | None]) -> _Pupil:
+    """The network that a distil step teaches: the step's own, one cut from the present network, or that as it is."""
+    student = step.student
+    if isinstance(student, ModelSpec):
+        spec = msgspec.structs.replace(student, inputs=student.inputs or road.recipe.model.inputs)
+        key = model_key(student, road.recipe, workspace=road.workspace)
+        return _Pupil(lambda: _built(road, student, seed=step.training.seed), spec, (), key)
+    below = record_of(last)
+    if student is None:
+        return _Pupil(lambda: load_rung(road, last), below.model, below.plans, stage_key(last))
+    plan, notes = _cut(road, step, last=last, place=place)
+
+    def build() -> nn.Module:
+        from edgeexport.compression.prune import apply_pruning
+        from edgeexport.compression.source import example_feeds
+
+        return apply_pruning(load_rung(road, last), plan, example=example_feeds(below.model.inputs))
+
+    return _Pupil(build, below.model, (*below.plans, plan), [stage_key(last), digest(plan)], notes)
+
+
+def _cut(
+    road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, str | None]
+) -> tuple[PruningPlan, tuple[str, ...]]:
+    """The plan that cuts a step's student from the present network: the one given, or the best of those made here."""
+    if step.student != AUTO:
+        path = data.existing(road.recipe.resolve(str(step.student)))
+        return from_json(path.read_bytes(), PruningPlan, origin=str(path)), ()
+    from edgeexport.pipeline.students import students, told
+
+    found = students(road, step, last=last, place=place_of(road, place)).record
+    plan = found.tried[found.chosen].plan
+    assert plan is not None
+    return plan, told(found)
 
 
 def _teacher(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
@@ -222,7 +286,6 @@ def _fit(road: Road, module: nn.Module, *, settings: Training, state: Path) -> N
 
 def training_data(road: Road) -> TrainingData:
     """Return the training split in memory."""
-    from edgeexport import data
     from edgeexport.training import TrainingData
 
     prepared = road.prepared("train", declared_signature(road.recipe.model.inputs))

@@ -19,7 +19,6 @@ from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record, from_table
 from edgeexport.records.bounds import (
     ABOVE_ONE,
-    BELOW_ONE,
     COUNT,
     INNER_SHARE,
     NOT_NEGATIVE,
@@ -29,6 +28,7 @@ from edgeexport.records.bounds import (
     check_bounds,
     check_shape,
 )
+from edgeexport.records.training import Training, Tuning
 
 # They compare with the source's own outputs; samples for them need no labels.
 LABEL_FREE_METRICS = ("agreement", "cosine")
@@ -156,12 +156,13 @@ class Preprocess(Record):
 
 
 class Limits(Record):
-    """Bars to hold. `max_drop` is in the metric's own unit (top1: points); all against the fp32 source."""
+    """Bars to hold. `max_drop` is in the metric's own unit (top1: points); it and `speedup` against the fp32 source."""
 
     max_drop: float | None = None
     max_size_mb: float | None = None
     max_latency_ms: float | None = None
     max_memory_mb: float | None = None
+    speedup: float | None = None
 
     def __post_init__(self) -> None:
         check_bounds(
@@ -171,49 +172,8 @@ class Limits(Record):
             max_size_mb=NOT_NEGATIVE,
             max_latency_ms=NOT_NEGATIVE,
             max_memory_mb=NOT_NEGATIVE,
+            speedup=ABOVE_ONE,
         )
-
-
-class Training(Record):
-    """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once.
-
-    steps: optimizer steps, in place of both. optimizer: "sgd", "adamw", or "module:function" (groups, learning_rate).
-    clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
-    kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
-    20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
-    computes in it.
-    """
-
-    epochs: float = 1.0
-    budget_minutes: float | None = None
-    steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 0.05
-    weight_decay: float = 5e-4
-    optimizer: str = "sgd"
-    loss: str = "cross_entropy"
-    augment: str | None = None
-    seed: int = 0
-    clip_norm: float | None = None
-    ema: float = 0.0
-    keep: Literal["last", "best"] = "last"
-    patience: int | None = None
-    held_out: float = 0.1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT, steps=COUNT)
-        check_bounds(self, "training", clip_norm=POSITIVE, ema=BELOW_ONE, patience=COUNT, held_out=INNER_SHARE)
-        if self.patience is not None and self.keep == "last":
-            raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
-        check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
-
-
-class Tuning(Training):
-    """A Training of weights that are good already, as before int8: small steps, and nothing decays."""
-
-    learning_rate: float = 0.005
-    weight_decay: float = 0.0
 
 
 class Train(Record, tag_field="do", tag="train"):
@@ -223,6 +183,10 @@ class Train(Record, tag_field="do", tag="train"):
 
 
 Method = Literal["logits", "dkd", "hint", "attention", "cosine", "mse"]
+MixName = Literal["width", "even-width", "depth", "depth-then-width", "free"]
+MIXES: tuple[MixName, ...] = ("width", "even-width", "depth", "depth-then-width", "free")
+AUTO = "auto"
+PLAN_SUFFIX = ".json"
 
 
 class Distill(Record, tag_field="do", tag="distill"):
@@ -233,9 +197,12 @@ class Distill(Record, tag_field="do", tag="distill"):
     "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
     = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
     The teacher may be an .onnx file.
+    student = "auto": cut from the present model, by each of `mixes`, until the goals (as in `prune`) are reached; the
+    fastest by measurement is trained. `locked`, `round_to`: as in `prune`. A path that ends in .json: the pruning plan
+    that cuts it.
     """
 
-    student: ModelSpec | None = None
+    student: ModelSpec | str | None = None
     teacher: ModelSpec | None = None
     method: Method = "logits"
     temperature: float = 4.0
@@ -244,16 +211,37 @@ class Distill(Record, tag_field="do", tag="distill"):
     feature_weight: float = 1.0
     layers: dict[str, str] = {}
     training: Training = Training()
+    speedup: float | None = None
+    max_size_mb: float | None = None
+    macs: float | None = None
+    mixes: tuple[MixName, ...] = MIXES
+    round_to: int = 16
+    locked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_bounds(self, "distill", temperature=POSITIVE, soft_share=SHARE, beta=NOT_NEGATIVE)
-        check_bounds(self, "distill", feature_weight=NOT_NEGATIVE)
+        check_bounds(self, "distill", feature_weight=NOT_NEGATIVE, round_to=COUNT)
         if self.layers and self.method not in {"hint", "attention"}:
             raise RecipeError(f"`distill.layers` are not used by the method {self.method!r}")
         if self.teacher and (self.teacher.factory is None) == (self.teacher.onnx is None):
             raise RecipeError("`distill.teacher` needs exactly one of `factory` and `onnx`")
-        if self.student and self.student.onnx:
+        if isinstance(self.student, ModelSpec) and self.student.onnx:
             raise RecipeError("`distill.student` is an .onnx file: only a teacher may be one")
+        if isinstance(self.student, str) and self.student != AUTO and not self.student.endswith(PLAN_SUFFIX):
+            raise RecipeError(
+                f"`distill.student` is {self.student!r}", next_step='say "auto", a plan\'s path (.json), or a table'
+            )
+        self._check_goals()
+
+    def _check_goals(self) -> None:
+        check_bounds(self, "distill", speedup=ABOVE_ONE, macs=ABOVE_ONE, max_size_mb=POSITIVE)
+        given = [name for name in ("speedup", "max_size_mb", "macs") if getattr(self, name) is not None]
+        if self.student == AUTO and not given:
+            raise RecipeError('`distill.student` is "auto" without a goal', next_step="say how small: speedup = 3.0")
+        if self.student == AUTO and not self.mixes:
+            raise RecipeError(f"`distill.mixes` is empty, expected some of {', '.join(MIXES)}")
+        if self.student != AUTO and given:
+            raise RecipeError(f"`distill.{given[0]}` is for a student made here", next_step='say student = "auto"')
 
 
 class Prune(Record, tag_field="do", tag="prune"):

@@ -1,8 +1,57 @@
-"""TrainingRecord: what a training did, without wall time, so that the same training has the same record."""
+"""Training: how long and how a network is trained, and TrainingRecord: what a training did.
+
+The rule: a record has no wall time, so that the same training has the same record.
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record
+from edgeexport.records.bounds import BELOW_ONE, COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE, SEED, check_bounds
+
+
+class Training(Record):
+    """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once.
+
+    steps: optimizer steps, in place of both. optimizer: "sgd", "adamw", or "module:function" (groups, learning_rate).
+    clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
+    kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
+    20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
+    computes in it.
+    """
+
+    epochs: float = 1.0
+    budget_minutes: float | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    loss: str = "cross_entropy"
+    augment: str | None = None
+    seed: int = 0
+    clip_norm: float | None = None
+    ema: float = 0.0
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    held_out: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT, steps=COUNT)
+        check_bounds(self, "training", clip_norm=POSITIVE, ema=BELOW_ONE, patience=COUNT, held_out=INNER_SHARE)
+        if self.patience is not None and self.keep == "last":
+            raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
+        check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
+
+
+class Tuning(Training):
+    """A Training of weights that are good already, as before int8: small steps, and nothing decays."""
+
+    learning_rate: float = 0.005
+    weight_decay: float = 0.0
 
 
 class TrainingRecord(Record):

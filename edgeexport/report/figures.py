@@ -20,10 +20,11 @@ LIMIT_NAMES = {
     "max_size_mb": "size",
     "max_latency_ms": "latency",
     "max_memory_mb": "memory",
+    "speedup": "faster than fp32",
     "never_larger": "not larger than fp32",
     "never_slower": "not slower than fp32",
 }
-_UNITS = {"max_size_mb": " MB", "max_latency_ms": " ms", "max_memory_mb": " MB", "never_slower": "×"}
+_UNITS = {"max_size_mb": " MB", "max_latency_ms": " ms", "max_memory_mb": " MB", "never_slower": "×", "speedup": "×"}
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,8 @@ def _limit_line(limit: LimitVerdict) -> str:
         figures = f"{value} of {bar}"
     elif limit.limit == "never_slower":
         figures = f"{value} its time (bound {bound})"
+    elif limit.limit == "speedup":
+        figures = f"{value} (bound {bound}, asked for {bar})"
     else:
         figures = f"{value} (bound {bound}, allowed {bar})"
     said = "; ".join(filter(None, (figures, limit.reason))) or f"not known (allowed {bar})"

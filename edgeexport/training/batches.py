@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeexport import ranks
 from edgeexport.errors import RecipeError
-from edgeexport.records.recipe import Training
+from edgeexport.records.training import Training
 from edgeexport.training.augment import Augment, augmented, resolve_augment
 from edgeexport.training.samples import Batch, TrainingData
 

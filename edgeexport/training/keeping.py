@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.errors import DataError
-from edgeexport.records.recipe import Training
+from edgeexport.records.training import Training
 from edgeexport.training.samples import TrainingData
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport.data import resolve_reference
 from edgeexport.data.userfunction import UserFunction
 from edgeexport.errors import ModelError, RecipeError, RequestError
-from edgeexport.records.recipe import Training
+from edgeexport.records.training import Training
 
 if TYPE_CHECKING:
     import torch

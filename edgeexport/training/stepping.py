@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport import ranks
 from edgeexport.data import UserCode
 from edgeexport.errors import RequestError
-from edgeexport.records.recipe import Training
+from edgeexport.records.training import Training
 from edgeexport.training.batches import Batches, in_order
 from edgeexport.training.losses import Loss, forward
 from edgeexport.training.optimizers import make_optimizer

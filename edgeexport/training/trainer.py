@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgeexport import ranks
 from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
-from edgeexport.records.recipe import Training
-from edgeexport.records.training import TrainingRecord
+from edgeexport.records.training import Training, TrainingRecord
 from edgeexport.training.batches import Batches, batches_of
 from edgeexport.training.keeping import Average, Best, copied, hold_out, is_look, put, tensors_of
 from edgeexport.training.losses import Loss, guarded

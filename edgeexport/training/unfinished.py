@@ -17,7 +17,7 @@ import msgspec
 
 from edgeexport import ranks
 from edgeexport.records.base import digest
-from edgeexport.records.recipe import Training
+from edgeexport.records.training import Training
 from edgeexport.training.keeping import tensors_of
 from edgeexport.training.samples import TrainingData
 from edgeexport.workspace import publish

@@ -1,4 +1,4 @@
-"""Judge: bar against figure. How much is lost against the source, which limits hold, and what comes nearest.
+"""Judge: bar against figure. How much is lost against the source, and which limits hold.
 
 The rule: a limit fails on the estimate. When the estimate is fine but its bound is not, the limit is unproven and says
 how many samples would prove it. What was measured on another kind of machine, or not validly, is never judged.
@@ -7,7 +7,7 @@ how many samples would prove it. What was measured on another kind of machine, o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +113,7 @@ def samples_to_prove(found: Drop, bar: float) -> int | None:
 
 
 def bars_in_force(recipe: Limits, target: Target, *, unit: str) -> Limits:
-    """Return the bars in force: of size, latency and memory the smaller one when both recipe and target give it.
+    """Return the bars in force: of size, latency and memory the smaller one when both give it, of speed-ups the larger.
 
     How much accuracy may be lost belongs to the task: the recipe's `max_drop` stands, a target's is for recipes that
     say nothing. unit: the metric's. A target's `max_drop` is in points and counts for a metric in points only; for any
@@ -132,7 +132,8 @@ def bars_in_force(recipe: Limits, target: Target, *, unit: str) -> Limits:
 
     usual = target.limits.max_drop if unit == POINTS else None
     drop = usual if recipe.max_drop is None else recipe.max_drop
-    return Limits(drop, least("max_size_mb"), least("max_latency_ms"), least("max_memory_mb"))
+    faster = max((bar for bar in (recipe.speedup, target.limits.speedup) if bar is not None), default=None)
+    return Limits(drop, least("max_size_mb"), least("max_latency_ms"), least("max_memory_mb"), faster)
 
 
 def limits(evidence: Evidence, target: Target, *, recipe: Limits, unit: str) -> Verdict:
@@ -151,24 +152,11 @@ def limits(evidence: Evidence, target: Target, *, recipe: Limits, unit: str) -> 
         judged.append(_judge_latency(target, evidence, bar=bars.max_latency_ms))
     if bars.max_memory_mb is not None:
         judged.append(_judge_memory(target, evidence, bar=bars.max_memory_mb))
+    if bars.speedup is not None:
+        judged.append(_judge_speedup(target, evidence, bar=bars.speedup))
     judged.append(_judge_larger(evidence))
     judged.append(_judge_slower(target, evidence))
     return Verdict(target=target.name, candidate=evidence.candidate, split=evidence.split, limits=tuple(judged))
-
-
-def nearest_miss(verdicts: Mapping[str, Verdict]) -> str:
-    """Return one sentence: which candidate (name -> verdict) misses by least, on which limits, and by how much."""
-    missed = {name: verdict for name, verdict in verdicts.items() if verdict.state == "fails"}
-    if not missed:
-        return "no candidate was built" if not verdicts else "no candidate fails a limit"
-
-    def distance(name: str) -> tuple[int, float]:
-        failing = [limit for limit in missed[name].limits if limit.state == "fails"]
-        return len(failing), max(_excess(limit) for limit in failing)
-
-    name = min(missed, key=distance)
-    failing = [limit for limit in missed[name].limits if limit.state == "fails"]
-    return f"nearest is {name}: " + "; ".join(_miss_text(limit) for limit in failing)
 
 
 def shipping(verdict: Verdict, *, require_proof: bool = False) -> bool:
@@ -326,6 +314,25 @@ def _judge_memory(target: Target, evidence: Evidence, *, bar: float) -> LimitVer
     return _judge_exact("max_memory_mb", measurement.memory.peak_bytes / MB, bar=bar)
 
 
+def _judge_speedup(target: Target, evidence: Evidence, *, bar: float) -> LimitVerdict:
+    """How many times faster than the fp32 source; the source itself is as fast as itself, whatever was measured."""
+    comparison = evidence.comparison
+    if comparison is not None and comparison.candidate == comparison.baseline:
+        return LimitVerdict("speedup", bar, 1.0, 1.0, "fails", f"1 times the fp32 source's speed, {bar:g} asked for")
+    reason = _not_judged(target, evidence)
+    if reason or comparison is None:
+        return _unproven("speedup", reason or evidence.uncompared, bar=bar)
+    ratio = comparison.ratio
+    value, bound = 1 / ratio.value, None if ratio.high is None else 1 / ratio.high
+    if value < bar:
+        text = f"{value:.3g} times the fp32 source's speed, {bar:g} asked for"
+        return LimitVerdict("speedup", bar, value, bound, "fails", text)
+    if bound is not None and bound >= bar:
+        return LimitVerdict("speedup", bar, value, bound, "holds")
+    least = "too few launches for a bound" if bound is None else f"it may be {bound:.3g} times only (95 % interval)"
+    return LimitVerdict("speedup", bar, value, bound, "unproven", least)
+
+
 def _judge_larger(evidence: Evidence) -> LimitVerdict:
     if evidence.source_bytes is None:
         return _unproven("never_larger", "the size of the fp32 source in this format is not known", bar=None)
@@ -382,14 +389,3 @@ def machine_gap(target: Target, conditions: Conditions) -> str:
 
 def _unproven(limit: str, reason: str, *, bar: float | None) -> LimitVerdict:
     return LimitVerdict(limit, bar, None, None, "unproven", reason)
-
-
-def _excess(limit: LimitVerdict) -> float:
-    """By what share of the bar a failing limit misses it."""
-    if limit.bar is None or limit.value is None:
-        return math.inf
-    return (limit.value - limit.bar) / abs(limit.bar) if limit.bar else limit.value
-
-
-def _miss_text(limit: LimitVerdict) -> str:
-    return f"{limit.called} fails, {limit.reason}"

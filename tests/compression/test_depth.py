@@ -11,7 +11,7 @@ from torch import nn
 from edgeexport.compression.checkpoint import load_weights, save_weights
 from edgeexport.compression.depth import effects, find_blocks, skip
 from edgeexport.compression.macs import count_macs, tensors
-from edgeexport.compression.prune import apply_pruning, plan_pruning
+from edgeexport.compression.prune import Means, apply_pruning, plan_pruning
 from edgeexport.errors import ModelError
 from edgeexport.records.base import from_json, to_json
 from edgeexport.records.pruning import PruningPlan
@@ -105,6 +105,18 @@ def test_channels_and_blocks_go_together_and_channels_of_skipped_blocks_are_not_
     assert plan.groups
     assert not [group for group in plan.groups if group.layer.startswith(plan.blocks)]
     assert count_macs(pruned, nets.PICTURE) == plan.macs_after <= plan.macs_before / 4.2
+
+
+def test_blocks_can_go_half_of_the_way_alone_and_channels_the_rest():
+    module = nets.settled(nets.OptionA)
+    step, even = Prune(macs=3.0, parts=("width", "depth"), round_to=8), Means(blocks_first=0.2)
+    plan, blocks = (
+        plan_pruning(module, nets.PICTURE, step=step, means=even),
+        plan_pruning(module, nets.PICTURE, step=Prune(macs=3.0**0.2, parts=("depth",))),
+    )
+    assert plan.blocks == blocks.blocks != ()
+    assert plan.groups
+    assert plan.macs_after <= plan.macs_before / 3.0
 
 
 def test_a_locked_block_stays():

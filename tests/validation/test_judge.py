@@ -22,10 +22,10 @@ from edgeexport.validation.judge import (
     bars_in_force,
     drop,
     limits,
-    nearest_miss,
     samples_to_prove,
     shipping,
 )
+from edgeexport.validation.misses import nearest_miss
 
 TARGET = Target("phone", "A phone", "ort", "onnx", "aarch64", features=("asimddp",), lacks=("i8mm",),
                 limits=TargetLimits(max_drop=None))  # fmt: skip
@@ -321,6 +321,26 @@ def test_a_class_that_lost_much_is_told_though_the_whole_holds():
     _, by_name = states(drop=msgspec.structs.replace(hits_drop(2, 2, 4000), worst_class=("eel", 9.0, 0.001)))
     assert by_name["max_drop"].state == "holds"
     assert "class eel lost 9 (p = 0.001" in by_name["max_drop"].reason
+
+
+@pytest.mark.parametrize(
+    ("ratio", "state", "reason"),
+    [
+        ((0.5, 0.4, 0.52), "fails", "2 times the fp32 source's speed, 2.2 asked for"),
+        ((0.4, 0.3, 0.45), "holds", ""),
+        ((0.4, 0.3, 0.5), "unproven", "it may be 2 times only"),
+        ((0.4, None, None), "unproven", "too few launches"),
+    ],
+)
+def test_a_speedup_is_judged_beside_the_fp32_source(ratio, state, reason):
+    _, by_name = states(recipe=Limits(speedup=2.2), comparison=compared("faster", ratio))
+    assert (by_name["speedup"].state, reason in by_name["speedup"].reason) == (state, True)
+
+
+def test_the_source_is_no_faster_than_itself_wherever_it_runs_and_other_machines_prove_no_speedup():
+    _, itself = states(recipe=Limits(speedup=2.0), measurement=None, comparison=Comparison("a", "a", Interval(1.0), ""))
+    _, elsewhere = states(recipe=Limits(speedup=2.0), measurement=conditions(arch="x86_64"))
+    assert (itself["speedup"].state, elsewhere["speedup"].state) == ("fails", "unproven")
 
 
 def test_limits_that_nobody_set_are_not_judged_but_larger_and_slower_always_are():

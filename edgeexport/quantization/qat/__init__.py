@@ -21,8 +21,7 @@ from edgeexport.quantization.qat.twin import Twin, encoder_twin, qdq_twin
 from edgeexport.quantization.qdq import quantize
 from edgeexport.records.base import file_digest
 from edgeexport.records.plan import QuantizationPlan
-from edgeexport.records.recipe import Training, Tuning
-from edgeexport.records.training import TrainingRecord
+from edgeexport.records.training import Training, TrainingRecord, Tuning
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,266 @@
+"""Students cut from the present network: every mix of depth and width, timed in the form that ships before training.
+
+The rule: what is not fast enough costs no training. The figures of all that were tried are kept and told.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgeexport.errors import ConverterFailed, ModelError
+from edgeexport.pipeline import torch_rungs
+from edgeexport.pipeline.layer_times import Place
+from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.timing import MODE, device_for
+from edgeexport.pipeline.torch_rungs import TorchRung, load_rung
+from edgeexport.pipeline.workbench import Workbench, feeds_of, goal_text
+from edgeexport.records.pruning import PruningPlan
+from edgeexport.records.recipe import Distill, MixName, Prune
+from edgeexport.records.students import MB, Student, Students, ranked
+from edgeexport.workspace import Stage, versions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeexport.compression.candidates import Candidates
+    from edgeexport.compression.price import Price
+    from edgeexport.devices.protocol import Device
+    from edgeexport.records.latency import Basis
+    from edgeexport.validation.measure import Subject
+
+# Where no student measures up, all are cut once more, by as much more as the best of them misses.
+TRIES = 2
+
+
+def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Stage[Students]:
+    """Cut students from the network of `last` by every mix of `step`, until its goals are reached, and time them.
+
+    Raises ModelError where no mix reaches the goals by its plan.
+    """
+
+    def make(_: Path) -> Students:
+        road.progress("cut students", None)
+        with tempfile.TemporaryDirectory(prefix="edgeexport-students-") as folder:
+            return _cutting(Workbench(road, as_prune(step), place, last, Path(folder)), step).run()
+
+    key = {
+        "goals": [step.speedup, step.max_size_mb, step.macs],
+        "how": [step.mixes, step.round_to, step.locked],
+        "from": torch_rungs.stage_key(last),
+        "spine": last.spine.record.artifact.digest,
+        "place": place.key(),
+        "versions": versions("torch", "torch-pruning"),
+        **road.data_key("calibration"),
+    }
+    return road.workspace.stage("students", key=key, make=make, kind=Students)
+
+
+def as_prune(step: Distill) -> Prune:
+    """Return the pruning step that a student is cut by."""
+    return Prune(
+        speedup=step.speedup,
+        max_size_mb=step.max_size_mb,
+        macs=step.macs,
+        parts=("width", "depth", "heads"),
+        round_to=step.round_to,
+        locked=step.locked,
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The network that is cut, what may go, and what it costs as it is. now: goal -> in the unit of its price."""
+
+    module: nn.Module
+    candidates: Candidates
+    prices: Sequence[Price]
+    now: Mapping[str, float]
+    before: Subject
+
+
+@dataclass
+class _Cutting:
+    bench: Workbench
+    step: Distill
+    network: _Network
+    built: dict[int, Subject]
+    tried: list[Student]
+
+    def run(self) -> Students:
+        """Cut, build and time; once more where nothing measures up."""
+        step, known = self.step, Students((), 0, "predicted", "", self.network.before.path.stat().st_size)
+        asked = self._asked()
+        for _ in range(TRIES):
+            self._cut(asked)
+            known = self._timed(known)
+            order = ranked(tuple(self.tried), speedup=step.speedup, max_size_mb=step.max_size_mb)
+            if not order:
+                raise _none_reaches(self.tried)
+            best = self.tried[order[0]]
+            known = msgspec.structs.replace(known, tried=tuple(self.tried), chosen=order[0])
+            if best.reaches(step.speedup, max_size_mb=step.max_size_mb):
+                break
+            asked = self._tighter(asked, best)
+        return known
+
+    def _asked(self) -> dict[str, float]:
+        now, step = self.network.now, self.step
+        ratios = {"speedup": step.speedup, "macs": step.macs}
+        asked = {name: now[name] / ratio for name, ratio in ratios.items() if ratio is not None}
+        asked |= {"macs": math.floor(asked["macs"])} if "macs" in asked else {}
+        return asked | ({"max_size_mb": step.max_size_mb} if step.max_size_mb is not None else {})
+
+    def _tighter(self, asked: Mapping[str, float], best: Student) -> dict[str, float]:
+        """Ask for as much more as the best student misses."""
+        step, found = self.step, dict(asked)
+        if step.speedup is not None and best.times is not None:
+            found["speedup"] *= min(best.times / step.speedup, 1.0)
+        if step.max_size_mb is not None:
+            found["max_size_mb"] *= min(step.max_size_mb * MB / best.bytes, 1.0)
+        return found
+
+    def _cut(self, asked: Mapping[str, float]) -> None:
+        """Plan and build a student by each mix; what cannot be made, or is like another one, says so."""
+        from edgeexport.compression.macs import count_macs
+
+        feeds, known = feeds_of(self.bench.road), [(each.plan, each.mix) for each in self.tried]
+        for name in self.step.mixes:
+            student = self._planned(name, asked)
+            twin = next((mix for plan, mix in known if plan and student.plan and _same(plan, student.plan)), None)
+            if twin is not None:
+                student = Student(name, reason=f"the same student as by {twin}")
+            if student.plan is not None:
+                known.append((student.plan, name))
+                student = self._built(student, feeds=feeds, macs=count_macs(self.network.module, feeds[0]))
+            self.tried.append(student)
+
+    def _planned(self, name: MixName, asked: Mapping[str, float]) -> Student:
+        from edgeexport.compression.mixes import MIXES
+        from edgeexport.compression.prune import Means, plan_pruning
+
+        mix, road, feeds = MIXES[name], self.bench.road, feeds_of(self.bench.road)
+        means = Means(self.network.prices, asked, samples=feeds, blocks_first=mix.blocks_first)
+        step = msgspec.structs.replace(self.bench.step, scope=mix.scope)
+        found = mix.of(self.network.candidates)
+        try:
+            plan = plan_pruning(
+                self.network.module, feeds[0], step=step, means=means, candidates=found, progress=road.detail
+            )
+        except ModelError as error:
+            return Student(name, reason=str(error))
+        return Student(name, plan)
+
+    def _built(self, student: Student, *, feeds: Any, macs: int) -> Student:
+        assert student.plan is not None
+        index = len(self.tried)
+        self.bench.road.detail(f"build the student by {student.mix}", None)
+        try:
+            subject = self.bench.built(self.network.module, student.plan, feeds=feeds, name=f"student-{index}")
+        except (ModelError, ConverterFailed) as error:
+            return msgspec.structs.replace(student, reason=f"cannot be built: {error}")
+        self.built[index] = subject
+        size = subject.path.stat().st_size
+        kept = (student.plan.macs_after / max(macs, 1), size / self.network.before.path.stat().st_size)
+        return msgspec.structs.replace(student, bytes=size, kept=kept)
+
+    def _timed(self, known: Students) -> Students:
+        """Give every student that was built its cost: measured, else counted, else as its plan predicts it."""
+        place = self.bench.place
+        machine, reason = device_for(place.target, place.device)
+        if machine is not None:
+            known, reason = self._measured(known, machine=machine)
+            if known.basis == "measured":
+                return known
+        counter = place.counter()
+        if counter is None:
+            return self._predicted(msgspec.structs.replace(known, reason=reason))
+        before = self.bench.cost(self.network.before)
+        for index, subject in self.built.items():
+            self._set(index, cost=self.bench.cost(subject), before=before)
+        return msgspec.structs.replace(
+            known, basis="counted", unit="M instructions", cost_before=before, reason=f"{reason}; on {counter.name}"
+        )
+
+    def _measured(self, known: Students, *, machine: Device) -> tuple[Students, str]:
+        """Measure all students beside the network they are cut from, interleaved; why not, where that is not valid."""
+        from edgeexport.validation.measure import measure
+
+        subjects = [replace(self.network.before, label="before")]
+        subjects += [replace(each, label=self.tried[index].mix) for index, each in self.built.items()]
+        self.bench.road.progress(f"measure {len(self.built)} students before training", None)
+        measured, compared = measure(subjects, device=machine, mode=MODE, progress=self.bench.road.detail)
+        ratios = {each.candidate: each.ratio.value for each in compared}
+        first = measured[0].latency
+        if first is None or not all(each.digest in ratios for each in subjects[1:]):
+            reasons = dict.fromkeys(why for each in measured for why in each.reasons)
+            return known, f"the measurement is invalid: {'; '.join(reasons)}"
+        before = first.median_ms.value
+        for index, subject in self.built.items():
+            self._set(index, cost=before * ratios[subject.digest], before=before)
+        return msgspec.structs.replace(known, basis="measured", unit="ms", cost_before=before, reason=""), ""
+
+    def _predicted(self, known: Students) -> Students:
+        basis: Basis = known.basis
+        unit = "–"
+        for index in self.built:
+            plan = self.tried[index].plan
+            goal = next((each for each in plan.goals if each.goal == "speedup"), None) if plan else None
+            if goal is not None:
+                basis, unit = goal.basis, goal.unit
+                self._set(index, cost=goal.after, before=goal.before)
+        now = self.network.now.get("speedup")
+        return msgspec.structs.replace(known, basis=basis, unit=unit, cost_before=now)
+
+    def _set(self, index: int, *, cost: float | None, before: float | None) -> None:
+        times = before / max(cost, 1e-12) if cost is not None and before is not None else None
+        self.tried[index] = msgspec.structs.replace(self.tried[index], cost=cost, times=times)
+
+
+def _cutting(bench: Workbench, step: Distill) -> _Cutting:
+    """Find what may go, and what the network costs as it is."""
+    from edgeexport.compression.candidates import find_candidates
+    from edgeexport.compression.macs import positions
+    from edgeexport.compression.price import Ledger
+
+    feeds = feeds_of(bench.road)
+    module = load_rung(bench.road, bench.last)
+    candidates = find_candidates(module, feeds[0], step=bench.step, progress=bench.road.detail)
+    before = bench.present()
+    prices = bench.prices(module, feeds[0], candidates=candidates, before=before)
+    totals = Ledger(module, positions(module, feeds[0]), prices=prices).totals
+    now: dict[str, float] = {price.goal: total for price, total in zip(prices, totals, strict=True)}
+    return _Cutting(bench, step, _Network(module, candidates, prices, now, before), {}, [])
+
+
+def _same(one: PruningPlan, other: PruningPlan) -> bool:
+    return (one.groups, one.blocks) == (other.groups, other.blocks)
+
+
+def _none_reaches(tried: Sequence[Student]) -> ModelError:
+    told = "; ".join(f"by {each.mix}: {each.reason}" for each in tried)
+    return ModelError(f"no student reaches the goals: {told}", next_step="ask for less, or lock fewer layers")
+
+
+def told(found: Students) -> tuple[str, ...]:
+    """Return what a report says of the choice: every student with its figures, and the plan of the one taken."""
+    chosen = found.tried[found.chosen]
+    notes = [_line(student, found) + (", taken" if student is chosen else "") for student in found.tried]
+    notes += [goal_text(goal) for goal in chosen.plan.goals] if chosen.plan else []
+    return (*notes, f"not measured: {found.reason}") if found.reason else tuple(notes)
+
+
+def _line(student: Student, found: Students) -> str:
+    if student.plan is None or student.reason:
+        return f"student by {student.mix}: none, {student.reason}"
+    size = f"{student.bytes / MB:.3g} MB, {student.kept[0]:.0%} of the multiply-accumulates"
+    if student.cost is None or student.times is None:
+        return f"student by {student.mix}: {size}"
+    cost = f"{student.cost:.4g} {found.unit}, {student.times:.2f} times less than before ({found.basis})"
+    return f"student by {student.mix}: {cost}, {size}"
