@@ -92,6 +92,35 @@ def run(recipe: Path, out: Path, *, as_json: bool, **choices: Any) -> None:
 
 @commands.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="A target's name, or the path of its TOML.")
+@click.option("--max-drop", type=float, help="What may be lost, in the metric's unit; else the recipe's or target's.")
+@click.option("--speedup", type=float, help="How many times faster than the fp32 source it must become.")
+@click.option("--max-size-mb", type=float, help="How large the model file may be.")
+@click.option("--budget", default="30m", show_default=True, help="Time for the search: 90m, 1.5h.")
+@click.option("--device", help="Where to measure, as in `run`.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True
+)
+@workspace_option
+@json_option
+def shrink(recipe: Path, out: Path, *, budget: str, as_json: bool, **choices: Any) -> None:
+    """Search for the best model within limits: cut students from RECIPE's network, train the best, ship one."""
+    from edgeexport.records.recipe import Limits, load_recipe
+    from edgeexport.search import minutes
+    from edgeexport.search import shrink as search
+    from edgeexport.terminal import Display, show_shrink
+
+    asked = {name: choices.pop(name) for name in ("max_drop", "max_size_mb", "speedup")}
+    with Display() as display, redirect_stdout(sys.stderr):
+        limits, time = Limits(**asked), minutes(budget)
+        found = search(load_recipe(recipe), limits=limits, budget_minutes=time, out=out, progress=display, **choices)
+    show_shrink(found, out, as_json=as_json)
+    if not found.feasible:
+        raise CheckFailed("infeasible: " + "; ".join(found.explanation))
+
+
+@commands.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
 @some_targets_option
 @json_option
 def explain(recipe: Path, targets: tuple[str, ...], *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ A reader that goes away ends the talk, not the work.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import textwrap
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from edgeexport.records.inspection import Inspection
     from edgeexport.records.manifest import Verification
     from edgeexport.records.run import RunRecord
+    from edgeexport.records.shrink import ShrinkRecord
     from edgeexport.records.target import Target
 
 PIPE_WIDTH = 120
@@ -153,6 +153,28 @@ def show_run(record: RunRecord, out: Path, *, as_json: bool) -> None:
     screen.print(f"report  {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
+@printing()
+def show_shrink(record: ShrinkRecord, out: Path, *, as_json: bool) -> None:
+    """Show every student of a search, what was found or why nothing was, and what the road made of it."""
+    if as_json:
+        _print_json(record)
+        return
+    from edgeexport.report.shrink import HEADER, shrink_lines, trial_rows
+
+    screen = console()
+    if rows := trial_rows(record):
+        screen.print(_table(HEADER, rows))
+        screen.print()
+    for line in shrink_lines(record):
+        _print_line(screen, line)
+    if record.run is not None:
+        screen.print()
+        show_run(record.run, out, as_json=False)
+    if record.recipe_file:
+        screen.print(f"recipe  {out / record.recipe_file}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"search  {out / 'shrink.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _print_line(screen: Console, line: str) -> None:
     """Print one line; on a terminal that is too narrow, what is left of it goes on indented."""
     folded = textwrap.wrap(line, screen.width, subsequent_indent=" " * 4) if screen.is_terminal else [line]
@@ -209,24 +231,18 @@ def show_explanation(values: Mapping[str, Mapping[str, Any]], *, as_json: bool) 
     if as_json:
         _print_json(values)
         return
+    from edgeexport.records.recipe_text import toml_value
+
     for section, entries in values.items():
         click.echo(f"[{section}]")
         for key, value in entries.items():
-            click.echo(f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set")
+            click.echo(f"{key} = {toml_value(_flat(value))}" if value is not None else f"# {key} is not set")
         click.echo()
 
 
-def _toml(value: object) -> str:
-    """A value as a recipe or a target would spell it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{key} = {_toml(each)}" for key, each in value.items() if each is not None)
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    plain = isinstance(value, int | float)
-    return str(value) if plain else json.dumps(" ".join(str(value).split()), ensure_ascii=False)
+def _flat(value: Any) -> Any:
+    """A text in one line; anything else as it is."""
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 @printing()

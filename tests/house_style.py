@@ -11,7 +11,11 @@ MAX_FUNCTION, MEDIAN_FUNCTION, MAX_FILE = 60, 12, 400
 MAX_PARAMETERS, MAX_POSITIONAL, MAX_NESTING = 6, 2, 3
 
 # Each parameter of the whole road is a choice of its own that a user may want to make; a bag would only hide them.
-FRONT_DOORS = {"edgeexport/pipeline/__init__.py:run", "edgeexport/quantization/calibrate.py:calibrate"}
+FRONT_DOORS = {
+    "edgeexport/pipeline/__init__.py:run",
+    "edgeexport/quantization/calibrate.py:calibrate",
+    "edgeexport/search/__init__.py:shrink",
+}
 
 # The device program is pushed to boards as one file that imports nothing of ours: it cannot be split.
 ONE_FILE = {"device_bench/bench.py"}

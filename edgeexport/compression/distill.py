@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgeexport.progress import Progress, silent
 from edgeexport.records.recipe import Distill
 from edgeexport.records.training import TrainingRecord
-from edgeexport.training import CLASS_LOSSES, TrainingData, resolve_loss, train
+from edgeexport.training import CLASS_LOSSES, TrainingData, count_steps, resolve_loss, train
 from edgeexport.training.distillation import Soft, Taught, cosine, decoupled, logits, squared
 from edgeexport.training.features import watched
 
@@ -41,6 +41,12 @@ def distill(
     teacher = (copy.deepcopy(teacher) if teacher is student else teacher).eval()
     with _lesson(student, teacher, data=data, step=step) as loss:
         return train(student, data, loss=loss, settings=step.training, progress=progress, state=state)
+
+
+def count_distil_steps(student: torch.nn.Module, teacher: torch.nn.Module, *, data: TrainingData, step: Distill) -> int:
+    """Return how many steps of distilling `step.training` asks for: see `training.count_steps`."""
+    with _lesson(student, teacher.eval(), data=data, step=step) as loss:
+        return count_steps(student, data, loss=loss, settings=step.training)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,40 @@
+"""Budget: minutes into steps, and steps into the rounds of successive halving.
+
+The rule: wall time decides one number, once; it is kept, so that a search that was killed goes on with the same rounds.
+"""
+
+from __future__ import annotations
+
+import re
+
+from edgeexport.errors import RequestError
+from edgeexport.records.shrink import HalvingRound
+
+# Of each round one in so many goes on, for as many times the steps (Jamieson and Talwalkar 2016, arXiv:1502.07943).
+REDUCTION = 3
+# What is left of the budget pays for cutting, exporting, scoring and measuring.
+TRAINING_SHARE = 0.7
+# Fewer steps tell nothing of a student: rather fewer students.
+LEAST_STEPS = 10
+UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0, "": 1.0}
+
+
+def minutes(text: str) -> float:
+    """Return the minutes that `90m`, `1.5h`, `45s` or `90` says. Raises RequestError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    value = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if value <= 0:
+        raise RequestError(f"{text!r} is no budget", next_step="write it as 90m, 1.5h or 45s")
+    return value
+
+
+def rounds(students: int, total: int) -> tuple[HalvingRound, ...]:
+    """Return the rounds that `total` steps in all allow: so many students at first as get steps that tell something."""
+    for count in range(students, 0, -1):
+        sizes = [count]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // REDUCTION))
+        base = total // sum(size * REDUCTION**index for index, size in enumerate(sizes))
+        if base >= LEAST_STEPS or count == 1:
+            return tuple(HalvingRound(size, max(base, 1) * REDUCTION**index) for index, size in enumerate(sizes))
+    return ()

@@ -1,0 +1,180 @@
+"""Entrants: the students that are worth a training, by what they cost before any.
+
+The rule: what does not reach the limits on time and size is never trained; of what does, each mix of depth and width
+enters with the student that keeps most.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from edgeexport.errors import ModelError
+from edgeexport.pipeline.layer_times import Place, shipped
+from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.students import students
+from edgeexport.pipeline.timing import MODE, device_for
+from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.pipeline.workbench import Workbench
+from edgeexport.records.latency import Basis
+from edgeexport.records.recipe import Distill, Limits, Prune
+from edgeexport.records.shrink import HeadStart
+from edgeexport.records.students import MB, Student
+from edgeexport.workspace import versions
+
+# So many students are trained at most.
+MOST = 6
+# How much more than the goal is asked of students: plans promise more than kernels give, and blocks are coarse.
+FACTORS = (1.0, 1.3)
+# A goal that the form that ships has by itself, or nearly so, needs no cut.
+NO_CUT = 1.02
+WEIGHT: dict[Basis, int] = {"measured": 0, "counted": 1, "predicted": 2}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a search stands: its road, source and starting point, the target, the limits, and how students learn."""
+
+    road: Road
+    source: TorchRung
+    last: TorchRung
+    place: Place
+    limits: Limits
+    lesson: Distill
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A student with the name it has in the report. times: against the fp32 source."""
+
+    name: str
+    student: Student
+    times: float | None
+
+
+@dataclass(frozen=True)
+class Field:
+    """All that was cut for a search: entrants, best first; those that are not worth a training; why mixes failed."""
+
+    entrants: tuple[Entrant, ...]
+    others: tuple[Entrant, ...]
+    basis: Basis
+    unit: str
+    notes: tuple[str, ...]
+
+
+def head_start(ground: Ground) -> HeadStart:
+    """Measure how much faster than the fp32 source the uncut network is, in the form that ships."""
+    road, place = ground.road, ground.place
+
+    def make(_: Path) -> HeadStart:
+        road.progress("time the source and its shipped form", None)
+        with tempfile.TemporaryDirectory(prefix="edgeexport-start-") as folder:
+            return _started(ground, Path(folder))
+
+    key = {
+        "source": ground.source.spine.record.artifact.digest,
+        "last": ground.last.spine.record.artifact.digest,
+        "place": place.key(),
+        "versions": versions("onnxruntime"),
+        **road.data_key("calibration"),
+    }
+    return road.workspace.stage("head start", key=key, make=make, kind=HeadStart).record
+
+
+def _started(ground: Ground, folder: Path) -> HeadStart:
+    from edgeexport.validation.measure import measure
+
+    place, spine = ground.place, ground.source.spine
+    bench = Workbench(ground.road, Prune(speedup=2.0), place, ground.last, folder)
+    small = replace(bench.present(), label="shipped form")
+    size = small.path.stat().st_size
+    example = next(ground.road.parity_feeds(spine.record.signature))
+    own = folder / "fp32"
+    own.mkdir()
+    path = spine.folder / spine.record.artifact.path
+    source = replace(shipped(path, example, place=replace(place, form="fp32"), folder=own), label="source fp32")
+    if source.digest == small.digest:
+        return HeadStart(1.0, "measured", size)
+    machine, reason = device_for(place.target, place.device)
+    if machine is not None:
+        measured, compared = measure([source, small], device=machine, mode=MODE, progress=ground.road.detail)
+        if compared:
+            return HeadStart(1 / compared[0].ratio.value, "measured", size)
+        reason = "; ".join(dict.fromkeys(why for each in measured for why in each.reasons))
+    before, after = (bench.cost(each) for each in (source, small)) if place.counter() else (None, None)
+    if before is not None and after is not None:
+        return HeadStart(before / max(after, 1e-12), "counted", size, reason)
+    return HeadStart(1.0, "predicted", size, f"{reason}: what the shipped form gains by itself is not counted")
+
+
+def suffices(start: HeadStart, limits: Limits) -> bool:
+    """Whether the form that ships holds the limits on time and size uncut."""
+    slow = limits.speedup is not None and start.times < limits.speedup
+    return not slow and (limits.max_size_mb is None or start.bytes <= limits.max_size_mb * MB)
+
+
+def field(ground: Ground, start: HeadStart, *, factors: Sequence[float] = ()) -> Field:
+    """Cut students for the limits, times each factor (FACTORS), and part them into entrants and others.
+
+    Raises ModelError where not even the first factor can be planned by any mix.
+    """
+    limits = ground.limits
+    speedup = None if limits.speedup is None else limits.speedup / start.times
+    tried: list[Entrant] = []
+    notes: list[str] = []
+    basis, unit = start.basis, "–"
+    factors = factors or FACTORS
+    for factor in factors:
+        try:
+            found = students(
+                ground.road, _asked(ground, speedup, factor=factor), last=ground.last, place=ground.place
+            ).record
+        except ModelError as error:
+            if factor == factors[0]:
+                raise
+            notes.append(f"at {factor:g} times the goal: {error}")
+            continue
+        basis, unit = max(basis, found.basis, key=WEIGHT.__getitem__), found.unit
+        for each in found.tried:
+            times = None if each.times is None else each.times * start.times
+            tried.append(Entrant(_name(each, times), each, times))
+            notes += [f"{each.mix}: {each.reason}"] if each.reason else []
+    built = [each for each in tried if each.student.plan is not None and not each.student.reason]
+    able = [each for each in built if each.student.reaches(speedup, max_size_mb=limits.max_size_mb)]
+    entrants = _drawn(able)
+    others = tuple(each for each in built if each not in entrants)
+    return Field(entrants, others, basis, unit, tuple(dict.fromkeys(notes)))
+
+
+def _asked(ground: Ground, speedup: float | None, *, factor: float) -> Distill:
+    """The step that cuts students for the goals, `factor` times as much of what is asked for first."""
+    limits = ground.limits
+    faster = None if speedup is None else speedup * factor
+    size = limits.max_size_mb
+    if size is not None and (faster is None or faster < NO_CUT):
+        faster, size = None, size / factor
+    faster = None if faster is None else max(faster, NO_CUT)
+    return msgspec.structs.replace(ground.lesson, student="auto", speedup=faster, max_size_mb=size, macs=None)
+
+
+def _drawn(able: Sequence[Entrant]) -> tuple[Entrant, ...]:
+    """Of each mix the student that keeps most, then whoever keeps most, without twins; MOST at most, in this order."""
+    ranked = sorted(able, key=lambda each: -each.student.capacity)
+    first: dict[str, Entrant] = {}
+    for each in ranked:
+        first.setdefault(each.student.mix, each)
+    chosen: list[Entrant] = []
+    for each in [*first.values(), *ranked]:
+        if all(each.student.plan != other.student.plan for other in chosen):
+            chosen.append(each)
+    return tuple(chosen[:MOST])
+
+
+def _name(student: Student, times: float | None) -> str:
+    figure = f"{times:.2f}×" if times is not None else f"{student.bytes / MB:.3g} MB"
+    return f"{student.mix} at {figure}"

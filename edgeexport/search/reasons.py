@@ -1,0 +1,98 @@
+"""Reasons: why nothing holds the limits, in figures: what would be needed, what was reached, and what to ask for.
+
+The rule: every sentence holds both values, the one that was asked for and the one that was reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgeexport.errors import ModelError
+from edgeexport.records.recipe import Limits
+from edgeexport.records.run import TargetResult
+from edgeexport.records.shrink import HeadStart
+from edgeexport.records.students import MB
+from edgeexport.search.budget import TRAINING_SHARE
+from edgeexport.search.entrants import Entrant, Field, Ground, field, suffices
+from edgeexport.search.lessons import Lesson, Taught, lesson
+
+# What is tried to tell how much would be possible: students for so much of the goal, for so much of the budget.
+LESS, RESERVE = 0.75, 0.15
+# What the road calls the rung of a distil step, and all forms of it.
+STUDENT = "distilled"
+
+
+def asked_text(limits: Limits) -> str:
+    """Return e.g. "5× and 0.5 MB"."""
+    speed = f"{limits.speedup:g}×" if limits.speedup is not None else ""
+    size = f"{limits.max_size_mb:g} MB" if limits.max_size_mb is not None else ""
+    return " and ".join(filter(None, (speed, size)))
+
+
+def none_reaches(ground: Ground, found: Field, *, start: HeadStart) -> tuple[str, ...]:
+    """Say why no student was worth a training."""
+    limits, told = ground.limits, []
+    fastest = max(found.others, key=lambda each: each.times or 0.0, default=None)
+    smallest = min(found.others, key=lambda each: each.student.bytes, default=None)
+    if limits.speedup is not None and fastest is not None and fastest.times is not None:
+        told.append(
+            f"{limits.speedup:g}× was asked for; the fastest student that could be cut, {fastest.student.mix}, is "
+            f"{fastest.times:.2f}× ({found.basis}), the uncut network in the form that ships {start.times:.2f}×"
+        )
+    if limits.max_size_mb is not None and smallest is not None:
+        size = smallest.student.bytes / MB
+        told.append(f"{limits.max_size_mb:g} MB was asked for; the smallest student, {smallest.name}, is {size:.3g} MB")
+    return (*told, *found.notes)
+
+
+def loses_too_much(ground: Ground, outcome: Taught, *, best: Entrant, bar: float) -> tuple[str, ...]:
+    """Say how much the best student loses at what was asked for."""
+    known = outcome.lessons[outcome.best]
+    if known.scored is None:
+        return (f"no student could be trained: {known.reason}",)
+    unit, lost = known.scored.score.unit, known.lost
+    reached = f"{asked_text(ground.limits)}: the best of {len(outcome.lessons)} students, {best.name}"
+    return (f"{reached}, loses {lost:.2f} {unit} after {known.steps} steps, {bar:g} allowed",)
+
+
+def slower(
+    ground: Ground, outcome: Taught, *, start: HeadStart, bar: float
+) -> tuple[tuple[str, ...], list[tuple[Entrant, Lesson]]]:
+    """Train one student for less than was asked for; say what that reaches."""
+    looser = _looser(ground.limits)
+    if suffices(start, looser):
+        return (f"{start.times:.2f}× and {start.bytes / MB:.3g} MB are reached without any cut",), []
+    easier = replace(ground, limits=looser)
+    try:
+        found = field(easier, start, factors=(1.0,))
+    except ModelError as error:
+        return (str(error),), []
+    if not found.entrants:
+        return none_reaches(easier, found, start=start), []
+    entrants = found.entrants
+    total = sum(each.students * each.steps for each in outcome.rounds)
+    known = lesson(ground, entrants[0], steps=max(1, int(total * RESERVE / TRAINING_SHARE)), label="for less")
+    if known.scored is None:
+        return (f"for less, {asked_text(looser)}: no student could be trained: {known.reason}",), []
+    unit = known.scored.score.unit
+    state = "which would hold" if known.lost <= bar else f"{bar:g} allowed"
+    told = f"for less, {asked_text(looser)}: {entrants[0].name} loses {known.lost:.2f} {unit} after {known.steps} steps"
+    return (f"{told}, {state}",), [(entrants[0], known)]
+
+
+def _looser(limits: Limits) -> Limits:
+    speedup = None if limits.speedup is None else max(limits.speedup * LESS, 1.01)
+    size = None if limits.max_size_mb is None else limits.max_size_mb / LESS
+    return Limits(speedup=speedup, max_size_mb=size)
+
+
+def not_shipped(result: TargetResult, *, cut: bool) -> tuple[str, ...]:
+    """Say why `run` does not ship the model that the search found; nothing where it does. cut: whether it is a student.
+
+    Where nothing can be measured, an uncut network might ship with its speed unproven: that is not what was asked for.
+    """
+    if result.shipped is None:
+        return (f"the model that was found does not ship: {result.nearest_miss}",)
+    if cut and not result.shipped.startswith(STUDENT):
+        return (f"the student does not ship, only {result.shipped} would: see what is rolled back in report.html",)
+    return ()

@@ -1,0 +1,53 @@
+"""Which students enter a search, and what is asked of those that are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeexport.pipeline.layer_times import Place
+from edgeexport.records.pruning import PruningGroup, PruningPlan
+from edgeexport.records.recipe import Distill, Limits
+from edgeexport.records.shrink import HeadStart
+from edgeexport.records.students import Student
+from edgeexport.records.target import load_target
+from edgeexport.search.entrants import MOST, Entrant, Ground, _asked, _drawn, suffices
+
+
+def ground(**limits):
+    return Ground(None, None, None, Place(load_target("linux-arm64"), "int8"), Limits(**limits), Distill())
+
+
+def entrant(mix, *, kept, width=16):
+    plan = PruningPlan("l2", 16, 4, 2, (PruningGroup("layer", "Conv2d", width, (0,)),))
+    return Entrant(mix, Student(mix, plan, kept=(kept, kept), bytes=1000, cost=1.0, times=2.0), 2.0)
+
+
+def test_a_size_alone_is_scaled_and_beside_a_speed_it_stays():
+    alone = _asked(ground(max_size_mb=0.5), None, factor=1.25)
+    both = _asked(ground(max_size_mb=0.5, speedup=5.0), 2.0, factor=1.25)
+    assert (alone.speedup, alone.max_size_mb) == (None, 0.4)
+    assert (both.speedup, both.max_size_mb) == (2.5, 0.5)
+
+
+def test_a_speed_that_the_shipped_form_has_by_itself_is_not_asked_of_a_cut():
+    step = _asked(ground(max_size_mb=0.5, speedup=2.0), 0.8, factor=1.0)
+    assert (step.speedup, step.max_size_mb) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "enough"),
+    [({"speedup": 2.0}, True), ({"speedup": 2.5}, False), ({"max_size_mb": 0.1}, False), ({"max_size_mb": 0.3}, True)],
+)
+def test_the_uncut_network_suffices_only_where_it_holds_every_limit(limits, enough):
+    assert suffices(HeadStart(2.2, "measured", 200_000), Limits(**limits)) == enough
+
+
+def test_each_mix_enters_with_the_student_that_keeps_most_and_no_plan_enters_twice():
+    able = [
+        entrant("width", kept=0.5, width=16),
+        entrant("width", kept=0.6, width=32),
+        entrant("depth", kept=0.3, width=48),
+        entrant("free", kept=0.6, width=32),
+    ]
+    assert _drawn(able) == (able[1], able[2], able[0])
+    assert len(_drawn([entrant("width", kept=0.1, width=16 * n) for n in range(1, 20)])) == MOST

@@ -1,0 +1,157 @@
+"""A search ends in a bundle that holds the limits, or says in figures why there is none; it evaluates nothing."""
+
+from __future__ import annotations
+
+import shutil
+
+import msgspec
+import pytest
+
+import edgeexport
+from edgeexport import pipeline, search
+from edgeexport.cli import main
+from edgeexport.compression import distill as distilling
+from edgeexport.errors import RecipeError
+from edgeexport.pipeline.road import Road
+from edgeexport.records.recipe import Limits, load_recipe
+from edgeexport.search import lessons
+from tests.search.conftest import ASKED
+
+TIMED = lessons._effort
+pytestmark = pytest.mark.slow
+
+
+def forget(desk, *stages: str) -> None:
+    """Remove what the finished search has left of these stages."""
+    for name in stages:
+        for stage in (desk.folder / "work" / "stages").glob(f"{name}-*"):
+            shutil.rmtree(stage)
+
+
+def test_a_search_ships_a_bundle_and_says_what_it_chose(searched, capsys):
+    assert searched.shrink(*ASKED) == 0
+    found, shown = searched.found(), capsys.readouterr().out
+    assert searched.bundle().is_file()
+    assert found["explanation"] == []
+    assert [row["status"] for row in found["trials"]].count("chosen") == 1
+    assert "shrunk.toml" in shown
+    assert "at least 1.5× faster than fp32" in shown
+
+
+def test_the_recipe_that_is_written_makes_the_same_without_training_again(searched, tmp_path, stages):
+    paths = ["--out", str(tmp_path), "--workspace", str(searched.folder / "work"), "--target", "linux-arm64"]
+    assert main(["run", str(searched.folder / "out" / "shrunk.toml"), *paths]) == 0
+    assert "distill" not in stages()
+    assert (tmp_path / "linux-arm64.bundle").is_file()
+
+
+def test_only_the_best_third_of_a_round_goes_on(searched):
+    found = searched.found()
+    first, last = found["rounds"][0], found["rounds"][-1]
+    trained = [row for row in found["trials"] if row["drop"]]
+    assert len(trained) == first["students"] > last["students"] == 1
+    assert last["steps"] > first["steps"]
+    (chosen,) = [row for row in trained if row["status"] == "chosen"]
+    assert chosen["steps"] == last["steps"]
+    assert {row["status"] for row in trained if row is not chosen} == {"dropped"}
+
+
+def test_a_limit_on_what_is_lost_that_nothing_holds_is_explained_and_is_exit_1(desk, capsys):
+    desk.edit("recipe.toml", "learning_rate = 0.02 }", "learning_rate = 1e-9 }")
+    assert desk.shrink("--speedup", "4", "--max-drop", "0") == 1
+    best, less = desk.found()["explanation"]
+    assert best.startswith("4×: the best of ")
+    assert best.endswith("0 allowed")
+    assert less.startswith("for less, 3×: ")
+    assert not desk.bundle().exists()
+    told = capsys.readouterr()
+    assert "infeasible: 4×: the best of" in told.out
+    assert "error: infeasible" in told.err
+    assert "infeasible" in (desk.folder / "out" / "shrink.html").read_text(encoding="utf-8")
+
+
+def test_a_speed_that_no_cut_can_give_is_explained_and_is_exit_1(desk, capsys):
+    assert desk.shrink("--speedup", "1000", "--max-drop", "60") == 1
+    assert "by width: pruning cannot reach" in capsys.readouterr().err
+    assert desk.found()["trials"] == []
+
+
+def test_where_the_shipped_form_suffices_nothing_is_cut_or_trained(desk, stages):
+    assert desk.shrink("--max-size-mb", "10", "--max-drop", "60") == 0
+    assert "distill" not in stages()
+    assert desk.found()["notes"][0].startswith("nothing needs to be cut")
+
+
+def test_the_evaluation_set_is_not_opened_while_the_search_goes_on(desk, monkeypatch):
+    forget(desk, "distill", "predict")
+    opened: list[str] = []
+    prepared = Road.prepared
+    monkeypatch.setattr(Road, "prepared", lambda road, split, sig: opened.append(split) or prepared(road, split, sig))
+    monkeypatch.setattr(search, "run", lambda *_, **__: pytest.fail("over"))
+    with pytest.raises(pytest.fail.Exception, match="over"):
+        edgeexport.shrink(
+            load_recipe(desk.folder / "recipe.toml"),
+            "linux-arm64",
+            limits=Limits(speedup=1.5, max_drop=60.0),
+            out=desk.folder / "out",
+            workspace=desk.folder / "work",
+        )
+    assert {"train", "selection"} <= set(opened)
+    assert "evaluation" not in opened
+
+
+def test_a_search_that_was_stopped_goes_on_without_training_anything_twice(desk, monkeypatch):
+    forget(desk, "distill")
+    trained: list[int] = []
+    train = distilling.train
+
+    def stopping(*given, **named):
+        trained.append(1)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(*given, **named)
+
+    monkeypatch.setattr(distilling, "train", stopping)
+    assert desk.shrink(*ASKED) == 130
+    assert desk.shrink(*ASKED) == 0
+    assert len(trained) == 1 + sum(each["students"] for each in desk.found()["rounds"])
+
+
+def test_what_the_road_refuses_is_no_success(desk, monkeypatch):
+    def strict(recipe, target, **named):
+        return pipeline.run(msgspec.structs.replace(recipe, limits=Limits(60.0, max_size_mb=1e-5)), target, **named)
+
+    monkeypatch.setattr(search, "run", strict)
+    assert desk.shrink(*ASKED) == 1
+    assert desk.found()["explanation"][0].startswith("the model that was found does not ship: nearest is ")
+    assert not desk.bundle().exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "nothing says how small the model must become"),
+        (("--speedup", "0.5"), "speedup"),
+        (("--speedup", "2", "--budget", "soon"), "'soon' is no budget"),
+        (("--speedup", "2", "--max-drop", "-1"), "max_drop"),
+    ],
+)
+def test_a_request_that_cannot_be_searched_is_refused_before_any_work(desk, capsys, stages, arguments, complaint):
+    assert desk.shrink(*arguments) == 2
+    assert complaint in capsys.readouterr().err
+    assert stages() == []
+
+
+def test_an_onnx_source_is_refused(desk):
+    recipe = edgeexport.Recipe(edgeexport.ModelSpec(onnx="model.onnx"))
+    with pytest.raises(RecipeError, match="not shrunk"):
+        edgeexport.shrink(recipe, "linux-arm64", limits=Limits(speedup=2.0), out=desk.folder / "out")
+
+
+def test_a_budget_is_turned_into_steps_once(desk, monkeypatch):
+    monkeypatch.setattr(lessons, "_effort", TIMED)
+    assert desk.shrink(*ASKED, "--budget", "3s") == 0
+    first = desk.found()
+    monkeypatch.setattr(distilling, "count_steps", pytest.fail)
+    assert desk.shrink(*ASKED, "--budget", "3s") == 0
+    assert desk.found()["rounds"] == first["rounds"]
