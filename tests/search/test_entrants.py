@@ -10,16 +10,16 @@ from edgeexport.records.recipe import Distill, Limits
 from edgeexport.records.shrink import HeadStart
 from edgeexport.records.students import Student
 from edgeexport.records.target import load_target
-from edgeexport.search.entrants import MOST, Entrant, Ground, _asked, _drawn, suffices
+from edgeexport.search.entrants import MOST, Entrant, Ground, _able, _asked, _drawn, suffices
 
 
 def ground(**limits):
     return Ground(None, None, None, Place(load_target("linux-arm64"), "int8"), Limits(**limits), Distill())
 
 
-def entrant(mix, *, kept, width=16):
+def entrant(mix, *, kept, width=16, times=2.0):
     plan = PruningPlan("l2", 16, 4, 2, (PruningGroup("layer", "Conv2d", width, (0,)),))
-    return Entrant(mix, Student(mix, plan, kept=(kept, kept), bytes=1000, cost=1.0, times=2.0), 2.0)
+    return Entrant(mix, Student(mix, plan, kept=(kept, kept), bytes=1000, cost=1.0, times=times), times)
 
 
 def test_a_size_alone_is_scaled_and_beside_a_speed_it_stays():
@@ -51,3 +51,10 @@ def test_each_mix_enters_with_the_student_that_keeps_most_and_no_plan_enters_twi
     ]
     assert _drawn(able) == (able[1], able[2], able[0])
     assert len(_drawn([entrant("width", kept=0.1, width=16 * n) for n in range(1, 20)])) == MOST
+
+
+def test_a_student_that_just_reaches_the_goal_enters_only_where_none_does_by_a_margin():
+    close, sure, slow = entrant("width", kept=0.5), entrant("depth", kept=0.5, times=2.1), entrant("free", kept=0.5)
+    assert _able([close, sure], 2.0, margin=1.04, max_size_mb=None) == [sure]
+    assert _able([close, slow], 2.0, margin=1.04, max_size_mb=None) == [close, slow]
+    assert _able([close, slow], 2.1, margin=1.04, max_size_mb=None) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 
 import msgspec
@@ -12,9 +13,11 @@ from edgeexport import pipeline, search
 from edgeexport.cli import main
 from edgeexport.compression import distill as distilling
 from edgeexport.errors import RecipeError
+from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
 from edgeexport.records.recipe import Limits, load_recipe
 from edgeexport.search import lessons
+from edgeexport.validation.measure import PLANS
 from tests.search.conftest import ASKED
 
 TIMED = lessons._effort
@@ -115,6 +118,16 @@ def test_a_search_that_was_stopped_goes_on_without_training_anything_twice(desk,
     assert desk.shrink(*ASKED) == 130
     assert desk.shrink(*ASKED) == 0
     assert len(trained) == 1 + sum(each["students"] for each in desk.found()["rounds"])
+
+
+def test_where_the_target_is_this_machine_students_are_ranked_by_what_was_measured(desk, monkeypatch):
+    monkeypatch.setitem(PLANS, "brief", PLANS["smoke"])
+    monkeypatch.setattr(layer_times, "LAUNCHES", 1)
+    here = desk.write("here.toml", f'title = "h"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n')
+    assert desk.shrink("--speedup", "1.2", "--max-size-mb", "0.03", "--max-drop", "60", target=str(here)) in (0, 1)
+    found = desk.found()
+    assert (found["basis"], found["unit"], found["head_start"]["basis"]) == ("measured", "ms", "measured")
+    assert all(row["times"] > 0 and row["cost"] > 0 for row in found["trials"])
 
 
 def test_what_the_road_refuses_is_no_success(desk, monkeypatch):
