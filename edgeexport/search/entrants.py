@@ -181,9 +181,15 @@ def _drawn(able: Sequence[Entrant]) -> tuple[Entrant, ...]:
         first.setdefault(each.student.mix, each)
     chosen: list[Entrant] = []
     for each in [*first.values(), *ranked]:
-        if all(each.student.plan != other.student.plan for other in chosen):
+        if all(_cut(each) != _cut(other) for other in chosen):
             chosen.append(each)
     return tuple(chosen[:MOST])
+
+
+def _cut(entrant: Entrant) -> object:
+    """What goes, whatever it was asked for: plans for two goals may take the same away."""
+    plan = entrant.student.plan
+    return None if plan is None else (plan.groups, plan.blocks)
 
 
 def _name(student: Student, times: float | None) -> str:

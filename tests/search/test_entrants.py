@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeexport.pipeline.layer_times import Place
-from edgeexport.records.pruning import PruningGroup, PruningPlan
+from edgeexport.records.pruning import PlannedGoal, PruningGroup, PruningPlan
 from edgeexport.records.recipe import Distill, Limits
 from edgeexport.records.shrink import HeadStart
 from edgeexport.records.students import Student
@@ -18,7 +18,8 @@ def ground(**limits):
 
 
 def entrant(mix, *, kept, width=16, times=2.0):
-    plan = PruningPlan("l2", 16, 4, 2, (PruningGroup("layer", "Conv2d", width, (0,)),))
+    goal = PlannedGoal("macs", "MACs", "predicted", kept, 2.0, 1.0)
+    plan = PruningPlan("l2", 16, 4, 2, (PruningGroup("layer", "Conv2d", width, (0,)),), goals=(goal,))
     return Entrant(mix, Student(mix, plan, kept=(kept, kept), bytes=1000, cost=1.0, times=times), times)
 
 
@@ -47,7 +48,7 @@ def test_each_mix_enters_with_the_student_that_keeps_most_and_no_plan_enters_twi
         entrant("width", kept=0.5, width=16),
         entrant("width", kept=0.6, width=32),
         entrant("depth", kept=0.3, width=48),
-        entrant("free", kept=0.6, width=32),
+        entrant("free", kept=0.59, width=32),
     ]
     assert _drawn(able) == (able[1], able[2], able[0])
     assert len(_drawn([entrant("width", kept=0.1, width=16 * n) for n in range(1, 20)])) == MOST
