@@ -171,8 +171,14 @@ class _Cutting:
         return msgspec.structs.replace(student, bytes=size, kept=kept)
 
     def _timed(self, known: Students) -> Students:
-        """Give every student that was built its cost: measured, else counted, else as its plan predicts it."""
+        """Give every student that was built its cost: measured, else counted, else as its plan predicts it.
+
+        All of them anew, in one way: what an earlier try measured says nothing beside what was not measured now.
+        """
         place = self.bench.place
+        known = msgspec.structs.replace(known, basis="predicted", unit="–", cost_before=None, reason="")
+        for index in self.built:
+            self._set(index, cost=None, before=None)
         machine, reason = device_for(place.target, place.device)
         if machine is not None:
             known, reason = self._measured(known, machine=machine)

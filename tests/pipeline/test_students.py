@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+import msgspec
 import pytest
 
 from edgeexport.errors import ModelError, RecipeError
@@ -95,6 +96,27 @@ def test_where_no_student_measures_up_all_are_cut_once_more(cut_here, monkeypatc
     first, second = found(cut_here).tried[:2], found(cut_here).tried[2:]
     assert [each.mix for each in second] == ["width", "depth"]
     assert min(each.plan.macs_after for each in second if each.plan) < min(each.plan.macs_after for each in first)
+
+
+def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_here, monkeypatch):
+    tries: list[int] = []
+
+    def once(self, known, *, machine):
+        tries.append(len(self.built))
+        if len(tries) > 1:
+            return known, "the measurement is invalid: noise"
+        for index in self.built:
+            self._set(index, cost=1.0, before=1.0)
+        return msgspec.structs.replace(known, basis="measured", unit="ms", cost_before=1.0), ""
+
+    monkeypatch.setattr(cutting, "device_for", lambda *_: (object(), ""))
+    monkeypatch.setattr(cutting._Cutting, "_measured", once)
+    notes = climbed(cut_here, "linux-arm64").standing[-1].notes
+    built = [note for note in notes if note.startswith("student by ") and ": none, " not in note]
+    assert len(tries) == 2
+    assert built
+    assert all("(predicted)" in note for note in built)
+    assert "not measured: the measurement is invalid: noise" in notes
 
 
 def test_a_size_is_reached_by_the_file_that_ships(cut_here):
