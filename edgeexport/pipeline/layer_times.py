@@ -66,6 +66,14 @@ class Place:
             return None, f"{self.target.runtime} gives no times of single operators"
         return device_for(self.target, self.device)
 
+    def judge(self) -> dict[str, Any] | str:
+        """What decides figures of whole files: the lasting facts of the device that measures them, else why none may.
+
+        `key` says no more of runtimes that give no times of single operators than that they do not.
+        """
+        machine, reason = device_for(self.target, self.device)
+        return reason if machine is None else lasting(machine.describe())
+
     def counter(self) -> Emulated | None:
         """Return an emulated CPU like the target's that counts instructions, where nothing can be timed."""
         if self.target.runtime != RUNTIME or self.device == NO_DEVICE or self.machine()[0] is not None:

@@ -56,6 +56,7 @@ def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Sta
         "from": torch_rungs.stage_key(last),
         "spine": last.spine.record.artifact.digest,
         "place": place.key(),
+        "judge": place.judge(),
         "versions": versions("torch", "torch-pruning"),
         **road.data_key("calibration"),
     }

@@ -82,6 +82,7 @@ def head_start(ground: Ground) -> HeadStart:
         "source": ground.source.spine.record.artifact.digest,
         "last": ground.last.spine.record.artifact.digest,
         "place": place.key(),
+        "judge": place.judge(),
         "versions": versions("onnxruntime"),
         **road.data_key("calibration"),
     }

@@ -119,6 +119,14 @@ def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_
     assert "not measured: the measurement is invalid: noise" in notes
 
 
+def test_figures_of_a_device_and_figures_without_one_are_kept_apart_whatever_the_runtime(desk):
+    here = f'title = "h"\nruntime = "litert"\nformat = "tflite"\narch = "{platform.machine()}"\n'
+    target = load_target(str(desk.write("litert.toml", here)))
+    without, local = (layer_times.Place(target, "int8", device).judge() for device in ("none", "local"))
+    assert without == "no device was given (--device none)"
+    assert local["device"] == "local"
+
+
 def test_a_size_is_reached_by_the_file_that_ships(cut_here):
     cut_here.edit("recipe.toml", "speedup = 1.5", "max_size_mb = 0.05")
     climbed(cut_here)
