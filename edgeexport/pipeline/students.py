@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgeexport import ranks
 from edgeexport.errors import ConverterFailed, ModelError
 from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.layer_times import Place
@@ -42,7 +43,8 @@ TRIES = 2
 def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Stage[Students]:
     """Cut students from the network of `last` by every mix of `step`, until its goals are reached, and time them.
 
-    Raises ModelError where no mix reaches the goals by its plan.
+    An invalid measurement is not kept: its record is returned, its folder is gone. Raises ModelError where no mix
+    reaches the goals by its plan.
     """
 
     def make(_: Path) -> Students:
@@ -60,7 +62,11 @@ def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Sta
         "versions": versions("torch", "torch-pruning"),
         **road.data_key("calibration"),
     }
-    return road.workspace.stage("students", key=key, make=make, kind=Students)
+    stage = road.workspace.stage("students", key=key, make=make, kind=Students)
+    # Under `torchrun` others may be about to read it.
+    if stage.record.reason and device_for(place.target, place.device)[0] is not None and ranks.count() == 1:
+        road.workspace.forget(stage)
+    return stage
 
 
 def as_prune(step: Distill) -> Prune:

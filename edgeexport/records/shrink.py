@@ -22,6 +22,11 @@ class HeadStart(Record):
     bytes: int
     reason: str = ""
 
+    @property
+    def known(self) -> str:
+        """How `times` is known."""
+        return "assumed" if self.basis == "predicted" else self.basis
+
 
 class Effort(Record):
     """How many optimizer steps a search's minutes allow here, in all. Timed once, so that a resumed search repeats."""

@@ -42,7 +42,7 @@ def limits_text(limits: Limits) -> str:
 def shrink_lines(record: ShrinkRecord) -> list[str]:
     """Return what was asked for, how it was searched, and what came of it."""
     start = record.head_start
-    own = f"uncut, the form that ships is {number(start.times)}× ({start.basis}), {number(start.bytes / MB)} MB"
+    own = f"uncut, the form that ships is {number(start.times)}× ({start.known}), {number(start.bytes / MB)} MB"
     rounds = ", ".join(f"{each.students} for {each.steps} steps" for each in record.rounds)
     lines = [f"asked for {limits_text(record.limits)} on {record.target}; {own}"]
     lines += [f"students: {rounds}" if rounds else ""]

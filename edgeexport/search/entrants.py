@@ -70,7 +70,10 @@ class Field:
 
 
 def head_start(ground: Ground) -> HeadStart:
-    """Measure how much faster than the fp32 source the uncut network is, in the form that ships."""
+    """Measure how much faster than the fp32 source the uncut network is, in the form that ships.
+
+    An invalid measurement is not kept.
+    """
     road, place = ground.road, ground.place
 
     def make(_: Path) -> HeadStart:
@@ -86,7 +89,10 @@ def head_start(ground: Ground) -> HeadStart:
         "versions": versions("onnxruntime"),
         **road.data_key("calibration"),
     }
-    return road.workspace.stage("head start", key=key, make=make, kind=HeadStart).record
+    stage = road.workspace.stage("head start", key=key, make=make, kind=HeadStart)
+    if stage.record.basis != "measured" and device_for(place.target, place.device)[0] is not None:
+        road.workspace.forget(stage)
+    return stage.record
 
 
 def _started(ground: Ground, folder: Path) -> HeadStart:

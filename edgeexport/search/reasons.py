@@ -37,7 +37,7 @@ def none_reaches(ground: Ground, found: Field, *, start: HeadStart) -> tuple[str
     if limits.speedup is not None and fastest is not None and fastest.times is not None:
         told.append(
             f"{limits.speedup:g}× was asked for; the fastest student that could be cut, {fastest.student.mix}, is "
-            f"{fastest.times:.2f}× ({found.basis}), the uncut network in the form that ships {start.times:.2f}×"
+            f"{fastest.times:.2f}× ({found.basis}), the uncut network in the form that ships {start.times:.2f}× ({start.known})"
         )
     if limits.max_size_mb is not None and smallest is not None:
         size = smallest.student.bytes / MB

@@ -98,7 +98,7 @@ def test_where_no_student_measures_up_all_are_cut_once_more(cut_here, monkeypatc
     assert min(each.plan.macs_after for each in second if each.plan) < min(each.plan.macs_after for each in first)
 
 
-def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_here, monkeypatch):
+def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more_and_nothing_is_kept(cut_here, monkeypatch):
     tries: list[int] = []
 
     def once(self, known, *, machine):
@@ -117,6 +117,7 @@ def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_
     assert built
     assert all("(predicted)" in note for note in built)
     assert "not measured: the measurement is invalid: noise" in notes
+    assert not list((cut_here.folder / "work" / "stages").glob("students-*"))
 
 
 def test_figures_of_a_device_and_figures_without_one_are_kept_apart_whatever_the_runtime(desk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -16,7 +17,8 @@ from edgeexport.errors import RecipeError
 from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
 from edgeexport.records.recipe import Limits, load_recipe
-from edgeexport.search import lessons
+from edgeexport.search import entrants, lessons
+from edgeexport.validation import measure
 from edgeexport.validation.measure import PLANS
 from tests.search.conftest import ASKED
 
@@ -128,6 +130,16 @@ def test_where_the_target_is_this_machine_students_are_ranked_by_what_was_measur
     found = desk.found()
     assert (found["basis"], found["unit"], found["head_start"]["basis"]) == ("measured", "ms", "measured")
     assert all(row["times"] > 0 and row["cost"] > 0 for row in found["trials"])
+
+
+def test_a_head_start_that_could_not_be_measured_is_assumed_and_not_kept(desk, monkeypatch, capsys):
+    forget(desk, "head start")
+    monkeypatch.setattr(entrants, "device_for", lambda *_: (object(), ""))
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: ([SimpleNamespace(reasons=("noise",))], []))
+    assert desk.shrink(*ASKED) == 0
+    assert desk.found()["head_start"]["reason"].startswith("noise: ")
+    assert "1× (assumed)" in capsys.readouterr().out
+    assert not list((desk.folder / "work" / "stages").glob("head start-*"))
 
 
 def test_what_the_road_refuses_is_no_success(desk, monkeypatch):
