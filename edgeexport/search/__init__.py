@@ -28,13 +28,14 @@ from edgeexport.records.target import Target, load_target
 from edgeexport.records.training import Training
 from edgeexport.search.budget import minutes
 from edgeexport.search.entrants import Ground, field, head_start, suffices
+from edgeexport.search.leftovers import PLAN, RECIPE, cleared, withdrawn
 from edgeexport.search.lessons import step_of, taught, trials
 from edgeexport.search.reasons import loses_too_much, none_reaches, not_shipped, slower
 from edgeexport.workspace import Workspace, publish, usable
 
 __all__ = ["minutes", "shrink"]
 
-RECIPE, PLAN, PAGE, RECORD = "shrunk.toml", "shrunk.plan.json", "shrink.html", "shrink.json"
+PAGE, RECORD = "shrink.html", "shrink.json"
 
 
 def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a user may want to make
@@ -53,7 +54,7 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     recipe: its steps are where the search starts; a distil step with student = "auto" says how students learn. limits:
     those given stand in place of the recipe's; `speedup` and `max_size_mb`, one or both, say how small. Writes
     shrunk.toml with its plan, shrink.html and shrink.json beside what `run` writes. The record says what was tried, and
-    in `explanation` why nothing holds the limits. Raises RecipeError for a request that cannot be searched, and the
+    in `explanation` why nothing holds the limits: then nothing that an earlier search shipped stays in `out`. Raises RecipeError for a request that cannot be searched, and the
     errors of `run`.
     """
     place, out = load_target(target) if isinstance(target, str) else target, Path(out)
@@ -62,7 +63,9 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     with Workspace(Path(workspace)) as work:
         check_bars(recipe, work, targets=[place])
         found, step = _searched(_full(recipe), work, place=(place, device, budget_minutes), progress=progress)
-    if not found.explanation:
+    if found.explanation:
+        cleared(recipe, place.name, out=out)
+    else:
         found = _shipped(recipe, found, step=step, way=_Way(place, device, out, Path(workspace), progress))
     from edgeexport.report.shrink_page import shrink_html
 
@@ -199,8 +202,8 @@ def _shipped(recipe: Recipe, found: ShrinkRecord, *, step: Distill | None, way: 
     done = run(whole, way.target, device=way.device, out=way.out, workspace=way.workspace, progress=way.progress)
     (result,) = done.targets
     told = not_shipped(result, cut=step is not None)
-    if told and result.bundle:
-        (way.out / result.bundle).unlink()
+    if told:
+        done = withdrawn(done, told, out=way.out)
     return msgspec.structs.replace(found, recipe_file=file, run=done, notes=notes, explanation=told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from edgeexport.errors import RecipeError
 from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
 from edgeexport.records.recipe import Limits, load_recipe
-from edgeexport.search import entrants, lessons
+from edgeexport.search import entrants, lessons, reasons
 from edgeexport.validation import measure
 from edgeexport.validation.measure import PLANS
 from tests.search.conftest import ASKED
@@ -79,6 +80,26 @@ def test_a_speed_that_no_cut_can_give_is_explained_and_is_exit_1(desk, capsys):
     assert desk.shrink("--speedup", "1000", "--max-drop", "60") == 1
     assert "by width: pruning cannot reach" in capsys.readouterr().err
     assert desk.found()["trials"] == []
+
+
+def test_nothing_of_an_earlier_search_stays_beside_one_that_ships_nothing(desk, searched):
+    shutil.copytree(searched.folder / "out", desk.folder / "out")
+    assert desk.shrink("--speedup", "1000", "--max-drop", "60") == 1
+    left = {path.name for path in (desk.folder / "out").iterdir()}
+    assert left == {"shrink.html", "shrink.json"}
+
+
+def test_a_bundle_that_is_taken_back_is_named_nowhere(desk, monkeypatch, capsys):
+    monkeypatch.setattr(reasons, "STUDENT", "another")
+    assert desk.shrink(*ASKED) == 1
+    assert not desk.bundle().exists()
+    assert "linux-arm64.bundle" not in capsys.readouterr().out
+    for name in ("run.json", "report.html", "shrink.json"):
+        text = (desk.folder / "out" / name).read_text(encoding="utf-8")
+        assert "linux-arm64.bundle" not in text
+        assert "the student does not ship" in text
+    (result,) = json.loads((desk.folder / "out" / "run.json").read_text(encoding="utf-8"))["targets"]
+    assert (result["shipped"], result["bundle"]) == (None, None)
 
 
 def test_where_the_shipped_form_suffices_nothing_is_cut_or_trained(desk, stages):
