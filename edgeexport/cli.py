@@ -116,7 +116,9 @@ def shrink(recipe: Path, out: Path, *, budget: str, as_json: bool, **choices: An
         found = search(load_recipe(recipe), limits=limits, budget_minutes=time, out=out, progress=display, **choices)
     show_shrink(found, out, as_json=as_json)
     if not found.feasible:
-        raise CheckFailed("infeasible: " + "; ".join(found.explanation))
+        failure = CheckFailed(f"{found.outcome}: {'; '.join(found.explanation)}")
+        failure.exit_code = found.exit_code
+        raise failure
 
 
 @commands.command()

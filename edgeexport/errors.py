@@ -6,6 +6,7 @@
     │   ├── RecipeError          an unknown key, a bad value, an impossible combination
     │   ├── DataError            samples that are missing, empty, overlapping, of the wrong shape, or not finite
     │   ├── ModelError           a model that does not do what the recipe says
+    │   │   ├── OutOfReach            a goal that no cut of this model reaches
     │   │   └── UnsupportedOperator   an ONNX operator this version refuses, by name
     │   └── CorruptFile          a file that is damaged, hostile or not what its name says
     ├── MachineError         3   this machine lacks something
@@ -54,6 +55,10 @@ class DataError(RequestError):
 
 class ModelError(RequestError):
     """A model that does not load, does not match its declared inputs, or holds values that cannot be shipped."""
+
+
+class OutOfReach(ModelError):
+    """A goal that no cut of a model reaches, by the plans; the message holds the most that can be reached."""
 
 
 class UnsupportedOperator(ModelError):

@@ -21,7 +21,7 @@ from edgeexport.compression.greedy import Choice, Parts, grids
 from edgeexport.compression.heads import HEADS, find_heads
 from edgeexport.compression.macs import count_macs, positions
 from edgeexport.compression.price import Ledger, Price, macs_price, size_price
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, OutOfReach
 from edgeexport.progress import Progress, silent
 from edgeexport.records.pruning import PlannedGoal, PruningPlan
 from edgeexport.records.recipe import Distill, Prune
@@ -75,7 +75,7 @@ def plan_pruning(
     Widths become multiples of `round_to`, those of narrower layers multiples of 8. If that cannot reach the goal,
     layers exactly `round_to` wide go by 8 too, and as a last resort all (the plan's `round_to` says so). Output layers
     and `locked` ones stay. candidates: from `find_candidates`, where they are known already.
-    Raises RecipeError for an unknown locked layer, ModelError naming the most that can be reached.
+    Raises RecipeError for an unknown locked layer, OutOfReach naming the most that can be reached.
     """
     found = candidates or find_candidates(module, example, step=step, progress=progress)
     prices = _prices(module, example, step=step, means=means)
@@ -154,7 +154,7 @@ def _out_of_reach(
     before: Sequence[float],
     least: Sequence[float],
     refused: Mapping[str, str],
-) -> ModelError:
+) -> OutOfReach:
     """The error of goals that no grid reaches, told by the one that is furthest off."""
     worst = max(range(len(prices)), key=lambda index: least[index] / max(asked[index], 1e-12))
     price, now, left, goal = prices[worst], before[worst], least[worst], asked[worst]
@@ -166,7 +166,7 @@ def _out_of_reach(
     else:
         what = f"{goal:.3g} {price.unit} from {now:.3g} ({ratio:.2f} times less, {price.basis})"
         rest = f"{left:.3g} {price.unit} ({reached:.2f} times less)"
-    return ModelError(
+    return OutOfReach(
         f"pruning cannot reach {what}: the parts that may go leave {rest}",
         next_step=_what_holds_back(price, reached, left=left, refused=refused),
     )

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeexport import ranks
-from edgeexport.errors import ConverterFailed, ModelError
+from edgeexport.errors import ConverterFailed, ModelError, OutOfReach
 from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road
@@ -43,8 +43,8 @@ TRIES = 2
 def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Stage[Students]:
     """Cut students from the network of `last` by every mix of `step`, until its goals are reached, and time them.
 
-    An invalid measurement is not kept: its record is returned, its folder is gone. Raises ModelError where no mix
-    reaches the goals by its plan.
+    An invalid measurement is not kept: its record is returned, its folder is gone. Raises OutOfReach where no mix
+    reaches the goals by its plan, and ModelError where none gives a student for another reason.
     """
 
     def make(_: Path) -> Students:
@@ -99,6 +99,7 @@ class _Cutting:
     network: _Network
     built: dict[int, Subject]
     tried: list[Student]
+    beyond: set[MixName] = field(default_factory=set)
 
     def run(self) -> Students:
         """Cut, build and time; once more where nothing measures up."""
@@ -109,7 +110,7 @@ class _Cutting:
             known = self._timed(known)
             order = ranked(tuple(self.tried), speedup=step.speedup, max_size_mb=step.max_size_mb)
             if not order:
-                raise _none_reaches(self.tried)
+                raise _none_reaches(self.tried, beyond=self.beyond)
             best = self.tried[order[0]]
             known = msgspec.structs.replace(known, tried=tuple(self.tried), chosen=order[0])
             if best.reaches(step.speedup, max_size_mb=step.max_size_mb):
@@ -161,6 +162,8 @@ class _Cutting:
                 self.network.module, feeds[0], step=step, means=means, candidates=found, progress=road.detail
             )
         except ModelError as error:
+            if isinstance(error, OutOfReach):
+                self.beyond.add(name)
             return Student(name, reason=str(error))
         return Student(name, plan)
 
@@ -256,9 +259,12 @@ def _same(one: PruningPlan, other: PruningPlan) -> bool:
     return (one.groups, one.blocks) == (other.groups, other.blocks)
 
 
-def _none_reaches(tried: Sequence[Student]) -> ModelError:
+def _none_reaches(tried: Sequence[Student], *, beyond: Collection[MixName]) -> ModelError:
+    """The error of a try that gives no student: a goal out of reach only where each mix that was made says so."""
     told = "; ".join(f"by {each.mix}: {each.reason}" for each in tried)
-    return ModelError(f"no student reaches the goals: {told}", next_step="ask for less, or lock fewer layers")
+    if all(each.mix in beyond for each in tried):
+        return OutOfReach(f"no student reaches the goals: {told}", next_step="ask for less, or lock fewer layers")
+    return ModelError(f"no student can be made: {told}", next_step="try other `mixes`, or lock what cannot be cut")
 
 
 def told(found: Students) -> tuple[str, ...]:

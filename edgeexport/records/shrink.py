@@ -87,3 +87,15 @@ class ShrinkRecord(Record):
     def feasible(self) -> bool:
         """Whether a bundle that holds the limits, or contradicts none, was written."""
         return self.run is not None and not self.explanation
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a bundle; else what is at fault, as a run says it: a limit that is not met (1), or something else."""
+        if self.feasible:
+            return 0
+        return max((result.exit_code for result in self.run.targets), default=1) if self.run is not None else 1
+
+    @property
+    def outcome(self) -> str:
+        """Return "feasible", "infeasible" where a limit is not met, or "failed"."""
+        return {0: "feasible", 1: "infeasible"}.get(self.exit_code, "failed")

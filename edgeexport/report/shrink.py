@@ -48,5 +48,5 @@ def shrink_lines(record: ShrinkRecord) -> list[str]:
     lines += [f"students: {rounds}" if rounds else ""]
     lines += [f"figures are {record.basis}, not measured: {start.reason}" if record.basis != "measured" else ""]
     lines += [f"note: {each}" for each in record.notes]
-    lines += [f"infeasible: {each}" for each in record.explanation]
+    lines += [f"{record.outcome}: {each}" for each in record.explanation]
     return [line for line in lines if line]

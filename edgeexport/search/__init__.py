@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgeexport import ranks
-from edgeexport.errors import ModelError, RecipeError, RequestError
+from edgeexport.errors import OutOfReach, RecipeError, RequestError
 from edgeexport.pipeline import run
 from edgeexport.pipeline.gates import check_bars, max_drop
 from edgeexport.pipeline.road import open_road
@@ -54,8 +54,9 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     recipe: its steps are where the search starts; a distil step with student = "auto" says how students learn. limits:
     those given stand in place of the recipe's; `speedup` and `max_size_mb`, one or both, say how small. Writes
     shrunk.toml with its plan, shrink.html and shrink.json beside what `run` writes. The record says what was tried, and
-    in `explanation` why nothing holds the limits: then nothing that an earlier search shipped stays in `out`. Raises RecipeError for a request that cannot be searched, and the
-    errors of `run`.
+    in `explanation` why nothing holds the limits: then nothing that an earlier search shipped stays in `out`. Raises
+    RecipeError or RequestError for a request that cannot be searched, MissingExtra without Optuna, all before any work,
+    and the errors of `run`.
     """
     place, out = load_target(target) if isinstance(target, str) else target, Path(out)
     recipe = _limited(recipe, limits)
@@ -142,7 +143,7 @@ def _found(
         return msgspec.structs.replace(record, notes=(note,)), None
     try:
         found = field(ground, start)
-    except ModelError as error:
+    except OutOfReach as error:
         return msgspec.structs.replace(record, explanation=(str(error),)), None
     record = msgspec.structs.replace(record, basis=found.basis, unit=found.unit, notes=found.notes)
     if not found.entrants:

@@ -130,7 +130,7 @@ def suffices(start: HeadStart, limits: Limits) -> bool:
 def field(ground: Ground, start: HeadStart, *, factors: Sequence[float] = ()) -> Field:
     """Cut students for the limits, times each factor (FACTORS), and part them into entrants and others.
 
-    Raises ModelError where not even the first factor can be planned by any mix.
+    Raises OutOfReach where not even the first factor can be planned by any mix.
     """
     limits = ground.limits
     speedup = None if limits.speedup is None else limits.speedup / start.times

@@ -37,7 +37,9 @@ def withdrawn(done: RunRecord, told: Sequence[str], *, out: Path) -> RunRecord:
     if result.bundle is None:
         return done
     why = "; ".join(told)
-    taken = msgspec.structs.replace(result, shipped=None, verdict=None, bundle=None, bundle_bytes=None, nearest_miss=why)
+    taken = msgspec.structs.replace(
+        result, shipped=None, verdict=None, bundle=None, bundle_bytes=None, nearest_miss=why
+    )
     rungs = tuple(
         msgspec.structs.replace(rung, status="not chosen", reason=why) if rung.status == "shipped" else rung
         for rung in done.rungs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeexport.errors import ModelError
+from edgeexport.errors import OutOfReach
 from edgeexport.records.recipe import Limits
 from edgeexport.records.run import TargetResult
 from edgeexport.records.shrink import HeadStart
@@ -37,7 +37,8 @@ def none_reaches(ground: Ground, found: Field, *, start: HeadStart) -> tuple[str
     if limits.speedup is not None and fastest is not None and fastest.times is not None:
         told.append(
             f"{limits.speedup:g}× was asked for; the fastest student that could be cut, {fastest.student.mix}, is "
-            f"{fastest.times:.2f}× ({found.basis}), the uncut network in the form that ships {start.times:.2f}× ({start.known})"
+            f"{fastest.times:.2f}× ({found.basis}), "
+            f"the uncut network in the form that ships {start.times:.2f}× ({start.known})"
         )
     if limits.max_size_mb is not None and smallest is not None:
         size = smallest.student.bytes / MB
@@ -65,7 +66,7 @@ def slower(
     easier = replace(ground, limits=looser)
     try:
         found = field(easier, start, factors=(1.0,))
-    except ModelError as error:
+    except OutOfReach as error:
         return (str(error),), []
     if not found.entrants:
         return none_reaches(easier, found, start=start), []

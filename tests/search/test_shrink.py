@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import sys
 from types import SimpleNamespace
 
 import msgspec
@@ -14,7 +15,8 @@ import edgeexport
 from edgeexport import pipeline, search
 from edgeexport.cli import main
 from edgeexport.compression import distill as distilling
-from edgeexport.errors import RecipeError
+from edgeexport.compression import prune
+from edgeexport.errors import DeviceError, ModelError, NoSpace, RecipeError, RequestError
 from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
 from edgeexport.records.recipe import Limits, load_recipe
@@ -173,18 +175,67 @@ def test_what_the_road_refuses_is_no_success(desk, monkeypatch):
     assert not desk.bundle().exists()
 
 
+@pytest.mark.parametrize(("error", "code"), [(NoSpace("no space"), 3), (DeviceError("gone"), 4)])
+def test_a_run_that_fails_for_another_reason_than_a_limit_is_not_called_infeasible(
+    desk, monkeypatch, capsys, error, code
+):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipeline, "packed", failing)
+    assert desk.shrink(*ASKED) == code
+    told = capsys.readouterr()
+    assert f"error: failed: the model that was found does not ship: nearest is {error}" in told.err
+    assert "infeasible:" not in told.out + told.err
+
+
+def test_a_model_that_cannot_be_cut_at_all_is_not_called_infeasible(desk, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise ModelError("planted: this layer cannot be understood")
+
+    monkeypatch.setattr(prune, "plan_pruning", broken)
+    assert desk.shrink("--speedup", "1.9", "--max-drop", "60") == 2
+    told = capsys.readouterr()
+    assert "planted" in told.err
+    assert "infeasible" not in told.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ((), "nothing says how small the model must become"),
         (("--speedup", "0.5"), "speedup"),
         (("--speedup", "2", "--budget", "soon"), "'soon' is no budget"),
+        (("--speedup", "2", "--device", "abacus"), "no way to reach a device 'abacus'"),
+        (("--max-size-mb", "0"), "no model is 0 MB"),
         (("--speedup", "2", "--max-drop", "-1"), "max_drop"),
     ],
 )
 def test_a_request_that_cannot_be_searched_is_refused_before_any_work(desk, capsys, stages, arguments, complaint):
     assert desk.shrink(*arguments) == 2
     assert complaint in capsys.readouterr().err
+    assert stages() == []
+
+
+def test_a_target_whose_runtime_lacks_its_format_is_refused_before_any_work(desk, capsys, stages):
+    odd = desk.write("odd.toml", 'title = "o"\nruntime = "ort"\nformat = "tflite"\narch = "aarch64"\n')
+    assert desk.shrink("--speedup", "2", target=str(odd)) == 2
+    assert "ort has no format 'tflite'" in capsys.readouterr().err
+    assert stages() == []
+
+
+def test_without_optuna_a_search_is_refused_before_any_work(desk, monkeypatch, capsys, stages):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert desk.shrink("--speedup", "2") == 3
+    assert "edgeexport[search]" in capsys.readouterr().err
+    assert stages() == []
+
+
+@pytest.mark.parametrize("minutes", [-1.0, 0.0, float("nan")])
+def test_a_budget_of_no_minutes_is_refused_in_python_too(desk, stages, minutes):
+    recipe = load_recipe(desk.folder / "recipe.toml")
+    with pytest.raises(RequestError, match="is no budget"):
+        edgeexport.shrink(recipe, "linux-arm64", limits=Limits(speedup=2.0), budget_minutes=minutes)
     assert stages() == []
 
 
