@@ -96,7 +96,12 @@ def run(recipe: Path, out: Path, *, as_json: bool, **choices: Any) -> None:
 @click.option("--max-drop", type=float, help="What may be lost, in the metric's unit; else the recipe's or target's.")
 @click.option("--speedup", type=float, help="How many times faster than the fp32 source it must become.")
 @click.option("--max-size-mb", type=float, help="How large the model file may be.")
-@click.option("--budget", default="30m", show_default=True, help="Time for the search: 90m, 1.5h.")
+@click.option(
+    "--budget",
+    default="30m",
+    show_default=True,
+    help="Time for training students: 90m, 1.5h. Cutting, measuring and the final run come on top.",
+)
 @click.option("--device", help="Where to measure, as in `run`.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("edgeexport-out"), show_default=True

@@ -51,9 +51,7 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     without targets after that. Raises the errors of `edgeexport.errors`; an error that concerns one target only
     is raised when no other target could be served.
     """
-    places = _resolved(listed(targets))
-    for target in places:
-        device_for(target, device)
+    places = admitted(listed(targets), device=device)
     out = Path(out)
     if ranks.first():
         usable(out)
@@ -74,7 +72,11 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     return record
 
 
-def _resolved(targets: Sequence[str | Target]) -> list[Target]:
+def admitted(targets: Sequence[str | Target], *, device: str | None) -> list[Target]:
+    """Return the targets by name or path, each once, all such as a runtime serves, with a device that is known.
+
+    Raises RecipeError for the targets, RequestError for the device.
+    """
     places = [load_target(target) if isinstance(target, str) else target for target in targets]
     names = [place.name for place in places]
     if not names:
@@ -83,6 +85,7 @@ def _resolved(targets: Sequence[str | Target]) -> list[Target]:
         raise RecipeError(f"a target is given twice: {', '.join(names)}")
     for place in places:
         _check_formats(place)
+        device_for(place, device)
     return places
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from edgeexport import ranks
 from edgeexport.errors import OutOfReach, RecipeError, RequestError
-from edgeexport.pipeline import run
+from edgeexport.pipeline import admitted, run
 from edgeexport.pipeline.gates import check_bars, max_drop
 from edgeexport.pipeline.road import open_road
 from edgeexport.pipeline.torch_rungs import climb, place_of
@@ -24,10 +24,11 @@ from edgeexport.records.recipe import AUTO, Distill, Limits, Prune, Quantize, Re
 from edgeexport.records.recipe_text import recipe_toml
 from edgeexport.records.shrink import HeadStart, ShrinkRecord
 from edgeexport.records.students import MB
-from edgeexport.records.target import Target, load_target
+from edgeexport.records.target import Target
 from edgeexport.records.training import Training
-from edgeexport.search.budget import minutes
+from edgeexport.search.budget import check_budget, minutes
 from edgeexport.search.entrants import Ground, field, head_start, suffices
+from edgeexport.search.halving import load_optuna
 from edgeexport.search.leftovers import PLAN, RECIPE, cleared, withdrawn
 from edgeexport.search.lessons import step_of, taught, trials
 from edgeexport.search.reasons import loses_too_much, none_reaches, not_shipped, slower
@@ -52,14 +53,17 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     """Search for the model that loses least within `limits`, and take it down the whole road into a bundle in `out`.
 
     recipe: its steps are where the search starts; a distil step with student = "auto" says how students learn. limits:
-    those given stand in place of the recipe's; `speedup` and `max_size_mb`, one or both, say how small. Writes
+    those given stand in place of the recipe's; `speedup` and `max_size_mb`, one or both, say how small.
+    budget_minutes: for training students; cutting and measuring them, and the final run, come on top. Writes
     shrunk.toml with its plan, shrink.html and shrink.json beside what `run` writes. The record says what was tried, and
     in `explanation` why nothing holds the limits: then nothing that an earlier search shipped stays in `out`. Raises
     RecipeError or RequestError for a request that cannot be searched, MissingExtra without Optuna, all before any work,
     and the errors of `run`.
     """
-    place, out = load_target(target) if isinstance(target, str) else target, Path(out)
-    recipe = _limited(recipe, limits)
+    recipe, out = _limited(recipe, limits), Path(out)
+    check_budget(budget_minutes)
+    (place,) = admitted([target], device=device)
+    load_optuna()
     usable(out)
     with Workspace(Path(workspace)) as work:
         check_bars(recipe, work, targets=[place])
@@ -88,6 +92,8 @@ def _limited(recipe: Recipe, limits: Limits) -> Recipe:
     whole = msgspec.structs.replace(recipe.limits, **given)
     if whole.speedup is None and whole.max_size_mb is None:
         raise RecipeError("nothing says how small the model must become", next_step="give --speedup or --max-size-mb")
+    if whole.max_size_mb == 0:
+        raise RecipeError("no model is 0 MB", next_step="give a --max-size-mb above 0")
     return msgspec.structs.replace(recipe, limits=whole)
 
 

@@ -5,6 +5,7 @@ The rule: wall time decides one number, once; it is kept, so that a search that 
 
 from __future__ import annotations
 
+import math
 import re
 
 from edgeexport.errors import RequestError
@@ -12,7 +13,7 @@ from edgeexport.records.shrink import HalvingRound
 
 # Of each round one in so many goes on, for as many times the steps (Jamieson and Talwalkar 2016, arXiv:1502.07943).
 REDUCTION = 3
-# What is left of the budget pays for cutting, exporting, scoring and measuring.
+# What is left of the budget pays for building and scoring students between trainings; all else comes on top.
 TRAINING_SHARE = 0.7
 # Fewer steps tell nothing of a student: rather fewer students.
 LEAST_STEPS = 10
@@ -26,6 +27,12 @@ def minutes(text: str) -> float:
     if value <= 0:
         raise RequestError(f"{text!r} is no budget", next_step="write it as 90m, 1.5h or 45s")
     return value
+
+
+def check_budget(minutes: float) -> None:
+    """Raise RequestError for minutes in which nothing can be trained."""
+    if not 0 < minutes < math.inf:
+        raise RequestError(f"budget_minutes = {minutes:g} is no budget", next_step="give more than 0 minutes")
 
 
 def rounds(students: int, total: int) -> tuple[HalvingRound, ...]:

@@ -21,7 +21,7 @@ class Halving:
     """An Optuna study of students that are there already: a trial each, told round by round, pruned by thirds."""
 
     def __init__(self, names: list[str]) -> None:
-        optuna = _optuna()
+        optuna = load_optuna()
         self._study = optuna.create_study(direction="minimize", pruner=_pruner())
         for name in names:
             self._study.enqueue_trial({"student": name})
@@ -30,7 +30,7 @@ class Halving:
 
     def tell(self, lost: Mapping[int, float], *, steps: int) -> list[int]:
         """Take in what each student (by index) lost after `steps` steps; return those that go on, best first."""
-        optuna = _optuna()
+        optuna = load_optuna()
         for index, value in lost.items():
             self._trials[index].report(value, steps)
         dropped = [index for index in lost if self._trials[index].should_prune()]
@@ -39,7 +39,8 @@ class Halving:
         return sorted((index for index in lost if index not in dropped), key=lambda index: (lost[index], index))
 
 
-def _optuna() -> Any:
+def load_optuna() -> Any:
+    """Return optuna, made quiet. Raises MissingExtra."""
     try:
         import optuna
     except ImportError:
@@ -51,7 +52,7 @@ def _optuna() -> Any:
 @functools.cache
 def _pruner() -> Any:
     """Optuna's own pruner judges a trial against those told before it; this one against its whole round."""
-    optuna = _optuna()
+    optuna = load_optuna()
 
     class BestThird(optuna.pruners.BasePruner):  # type: ignore[misc,name-defined] # a class made at run time
         """Prunes what is not among the best third of all that were told the same step."""
