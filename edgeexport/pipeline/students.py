@@ -41,10 +41,11 @@ TRIES = 2
 
 
 def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Stage[Students]:
-    """Cut students from the network of `last` by every mix of `step`, until its goals are reached, and time them.
+    """Cut students from the network of `last` by every mix of `step` and time them; once more where all miss its goals.
 
-    An invalid measurement is not kept: its record is returned, its folder is gone. Raises OutOfReach where no mix
-    reaches the goals by its plan, and ModelError where none gives a student for another reason.
+    The best is chosen even if it still misses them: `told` says by how much. An invalid
+    measurement is not kept: its record is returned, its folder is gone. Raises OutOfReach where no mix reaches the
+    goals by its plan, and ModelError where none gives a student for another reason.
     """
 
     def make(_: Path) -> Students:
@@ -102,7 +103,7 @@ class _Cutting:
     beyond: set[MixName] = field(default_factory=set)
 
     def run(self) -> Students:
-        """Cut, build and time; once more where nothing measures up."""
+        """Cut, build and time; once more where nothing measures up. The best is chosen, even if it does not."""
         step, known = self.step, Students((), 0, "predicted", "", self.network.before.path.stat().st_size)
         asked = self._asked()
         for _ in range(TRIES):
@@ -267,12 +268,26 @@ def _none_reaches(tried: Sequence[Student], *, beyond: Collection[MixName]) -> M
     return ModelError(f"no student can be made: {told}", next_step="try other `mixes`, or lock what cannot be cut")
 
 
-def told(found: Students) -> tuple[str, ...]:
-    """Return what a report says of the choice: every student with its figures, and the plan of the one taken."""
+def told(found: Students, step: Distill) -> tuple[str, ...]:
+    """Return what a report says of the choice: every student with its figures, the plan of the one taken, its misses.
+
+    step: the one that asked for it.
+    """
     chosen = found.tried[found.chosen]
     notes = [_line(student, found) + (", taken" if student is chosen else "") for student in found.tried]
     notes += [goal_text(goal) for goal in chosen.plan.goals] if chosen.plan else []
+    notes += _missed(chosen, step, basis=found.basis)
     return (*notes, f"not measured: {found.reason}") if found.reason else tuple(notes)
+
+
+def _missed(student: Student, step: Distill, *, basis: Basis) -> list[str]:
+    """What the student taken does not reach, after all tries: it is trained nevertheless, since it is the nearest."""
+    notes = []
+    if step.speedup is not None and student.times is not None and not student.reaches(step.speedup, max_size_mb=None):
+        notes.append(f"asked {step.speedup:g}x, reaches {student.times:.3g}x ({basis})")
+    if step.max_size_mb is not None and not student.reaches(None, max_size_mb=step.max_size_mb):
+        notes.append(f"asked {step.max_size_mb:g} MB, reaches {student.bytes / MB:.3g} MB")
+    return notes
 
 
 def _line(student: Student, found: Students) -> str:

@@ -214,7 +214,7 @@ def _cut(
     found = students(road, step, last=last, place=place_of(road, place)).record
     plan = found.tried[found.chosen].plan
     assert plan is not None
-    return plan, told(found)
+    return plan, told(found, step)
 
 
 def _teacher(spec: ModelSpec, recipe: Recipe) -> ModelSpec:

@@ -197,9 +197,9 @@ class Distill(Record, tag_field="do", tag="distill"):
     "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
     = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
     The teacher may be an .onnx file.
-    student = "auto": cut from the present model, by each of `mixes`, until the goals (as in `prune`) are reached; the
-    fastest by measurement is trained. `locked`, `round_to`: as in `prune`. A path that ends in .json: the pruning plan
-    that cuts it.
+    student = "auto": cut from the present model, by each of `mixes`, for goals as in `prune`; the fastest by
+    measurement is trained, even where it misses a goal, which a note then tells. `locked`, `round_to`: as in `prune`.
+    A path that ends in .json: the pruning plan that cuts it.
     """
 
     student: ModelSpec | str | None = None

@@ -92,7 +92,8 @@ def test_where_no_student_measures_up_all_are_cut_once_more(cut_here, monkeypatc
         return known
 
     monkeypatch.setattr(cutting._Cutting, "_timed", slow)
-    climbed(cut_here, "linux-arm64")
+    notes = climbed(cut_here, "linux-arm64").standing[-1].notes
+    assert "asked 1.5x, reaches 1x (predicted)" in notes
     first, second = found(cut_here).tried[:2], found(cut_here).tried[2:]
     assert [each.mix for each in second] == ["width", "depth"]
     assert min(each.plan.macs_after for each in second if each.plan) < min(each.plan.macs_after for each in first)
