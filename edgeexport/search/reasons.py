@@ -30,20 +30,31 @@ def asked_text(limits: Limits) -> str:
 
 
 def none_reaches(ground: Ground, found: Field, *, start: HeadStart) -> tuple[str, ...]:
-    """Say why no student was worth a training."""
-    limits, told = ground.limits, []
+    """Say why no student was worth a training: by the limit that all miss, or both where each student misses one."""
     fastest = max(found.others, key=lambda each: each.times or 0.0, default=None)
     smallest = min(found.others, key=lambda each: each.student.bytes, default=None)
-    if limits.speedup is not None and fastest is not None and fastest.times is not None:
-        told.append(
-            f"{limits.speedup:g}× was asked for; the fastest student that could be cut, {fastest.student.mix}, is "
-            f"{fastest.times:.2f}× ({found.basis}), "
-            f"the uncut network in the form that ships {start.times:.2f}× ({start.known})"
-        )
-    if limits.max_size_mb is not None and smallest is not None:
-        size = smallest.student.bytes / MB
-        told.append(f"{limits.max_size_mb:g} MB was asked for; the smallest student, {smallest.name}, is {size:.3g} MB")
-    return (*told, *found.notes)
+    slow, large = _slow(fastest, ground.limits, start=start, basis=found.basis), _large(smallest, ground.limits)
+    missed = [told for told, holds in (slow, large) if told and not holds]
+    return (*(missed or filter(None, (slow[0], large[0]))), *found.notes)
+
+
+def _slow(fastest: Entrant | None, limits: Limits, *, start: HeadStart, basis: str) -> tuple[str, bool]:
+    """Return what the fastest student has of the speed that was asked for, and whether that suffices."""
+    if limits.speedup is None or fastest is None or fastest.times is None:
+        return "", True
+    own = f"the uncut network in the form that ships {start.times:.2f}× ({start.known})"
+    told = f"the fastest student that could be cut, {fastest.student.mix}, is {fastest.times:.2f}× ({basis}), {own}"
+    holds = fastest.student.reaches(limits.speedup / start.times, max_size_mb=None)
+    return f"{limits.speedup:g}× was asked for; {told}", holds
+
+
+def _large(smallest: Entrant | None, limits: Limits) -> tuple[str, bool]:
+    """Return what the smallest student has of the size that was asked for, and whether that suffices."""
+    if limits.max_size_mb is None or smallest is None:
+        return "", True
+    size = f"the smallest student, {smallest.name}, is {smallest.student.bytes / MB:.3g} MB"
+    holds = smallest.student.reaches(None, max_size_mb=limits.max_size_mb)
+    return f"{limits.max_size_mb:g} MB was asked for; {size}", holds
 
 
 def loses_too_much(ground: Ground, outcome: Taught, *, best: Entrant, bar: float) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from edgeexport.pipeline.layer_times import Place
@@ -10,7 +13,8 @@ from edgeexport.records.recipe import Distill, Limits
 from edgeexport.records.shrink import HeadStart
 from edgeexport.records.students import Student
 from edgeexport.records.target import load_target
-from edgeexport.search.entrants import MOST, Entrant, Ground, _able, _asked, _drawn, suffices
+from edgeexport.search.entrants import MOST, Entrant, Field, Ground, _able, _asked, _drawn, suffices
+from edgeexport.search.reasons import none_reaches
 
 
 def ground(**limits):
@@ -52,6 +56,15 @@ def test_each_mix_enters_with_the_student_that_keeps_most_and_no_plan_enters_twi
     ]
     assert _drawn(able) == (able[1], able[2], able[0])
     assert len(_drawn([entrant("width", kept=0.1, width=16 * n) for n in range(1, 20)])) == MOST
+
+
+def test_only_the_limit_that_all_students_miss_is_told_and_both_where_each_misses_one():
+    quick, small = entrant("width", kept=0.5, times=3.0), entrant("depth", kept=0.5, times=1.2)
+    quick = replace(quick, student=msgspec.structs.replace(quick.student, bytes=9000))
+    start, found = HeadStart(1.0, "measured", 9000), Field((), (quick, small), "measured", "ms", ())
+    assert [each[:2] for each in none_reaches(ground(speedup=4.0, max_size_mb=0.002), found, start=start)] == ["4×"]
+    assert [each[:5] for each in none_reaches(ground(speedup=2.0, max_size_mb=5e-4), found, start=start)] == ["0.000"]
+    assert len(none_reaches(ground(speedup=2.0, max_size_mb=0.002), found, start=start)) == 2
 
 
 def test_a_student_that_just_reaches_the_goal_enters_only_where_none_does_by_a_margin():
