@@ -20,6 +20,7 @@ from edgeexport.errors import DeviceError, ModelError, NoSpace, RecipeError, Req
 from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
 from edgeexport.records.recipe import Limits, load_recipe
+from edgeexport.records.students import SLACK
 from edgeexport.search import entrants, lessons, reasons
 from edgeexport.validation import measure
 from edgeexport.validation.measure import PLANS
@@ -145,14 +146,20 @@ def test_a_search_that_was_stopped_goes_on_without_training_anything_twice(desk,
     assert len(trained) == 1 + sum(each["students"] for each in desk.found()["rounds"])
 
 
-def test_where_the_target_is_this_machine_students_are_ranked_by_what_was_measured(desk, monkeypatch):
+def test_where_the_target_is_this_machine_only_students_that_measured_fast_enough_are_trained(desk, monkeypatch):
     monkeypatch.setitem(PLANS, "brief", PLANS["smoke"])
     monkeypatch.setattr(layer_times, "LAUNCHES", 1)
     here = desk.write("here.toml", f'title = "h"\nruntime = "ort"\nformat = "onnx"\narch = "{platform.machine()}"\n')
-    assert desk.shrink("--speedup", "1.2", "--max-size-mb", "0.03", "--max-drop", "60", target=str(here)) in (0, 1)
+    code = desk.shrink("--speedup", "1.2", "--max-size-mb", "0.03", "--max-drop", "60", target=str(here))
     found = desk.found()
+    assert code == (0 if (desk.folder / "out" / "here.bundle").is_file() else 1)
+    assert (code == 0) == (not found["explanation"])
     assert (found["basis"], found["unit"], found["head_start"]["basis"]) == ("measured", "ms", "measured")
     assert all(row["times"] > 0 and row["cost"] > 0 for row in found["trials"])
+    enough = [row["times"] >= 1.2 * (1 - SLACK) and row["bytes"] <= 0.03e6 for row in found["trials"]]
+    trained = [bool(row["steps"]) for row in found["trials"]]
+    assert not [row for row, able, taught in zip(found["trials"], enough, trained, strict=True) if taught and not able]
+    assert any(trained) == any(enough)
 
 
 def test_a_head_start_that_could_not_be_measured_is_assumed_and_not_kept(desk, monkeypatch, capsys):
