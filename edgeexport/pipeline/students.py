@@ -1,6 +1,6 @@
 """Students cut from the present network: every mix of depth and width, timed in the form that ships before training.
 
-The rule: what is not fast enough costs no training. The figures of all that were tried are kept and told.
+The rule: one student is trained, the best by its figures; the figures of all are told, and what the best still misses.
 """
 
 from __future__ import annotations
@@ -188,6 +188,8 @@ class _Cutting:
         """
         place = self.bench.place
         known = msgspec.structs.replace(known, basis="predicted", unit="–", cost_before=None, reason="")
+        if not self.built:
+            return known
         for index in self.built:
             self._set(index, cost=None, before=None)
         machine, reason = device_for(place.target, place.device)

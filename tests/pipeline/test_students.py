@@ -136,7 +136,11 @@ def test_a_size_is_reached_by_the_file_that_ships(cut_here):
     assert 0 < record.tried[record.chosen].bytes <= 0.05e6
 
 
-def test_a_goal_out_of_reach_is_told_for_each_mix(cut_here):
+def test_a_goal_out_of_reach_is_told_for_each_mix_and_nothing_is_measured_for_it(cut_here, monkeypatch):
+    def measured(*_, **__):
+        pytest.fail("there is no student to measure")
+
+    monkeypatch.setattr(cutting._Cutting, "_measured", measured)
     cut_here.edit("recipe.toml", "speedup = 1.5", "macs = 1000.0")
     with pytest.raises(ModelError, match=r"by width: pruning cannot reach .* by depth: pruning cannot reach"):
         climbed(cut_here)
