@@ -29,7 +29,7 @@ from edgeexport.records.training import Training
 from edgeexport.search.budget import check_budget, minutes
 from edgeexport.search.entrants import Ground, field, head_start, suffices
 from edgeexport.search.halving import load_optuna
-from edgeexport.search.leftovers import PLAN, RECIPE, cleared, withdrawn
+from edgeexport.search.leftovers import PLAN, RECIPE, apart, cleared, withdrawn
 from edgeexport.search.lessons import step_of, taught, trials
 from edgeexport.search.reasons import loses_too_much, none_reaches, not_shipped, slower
 from edgeexport.workspace import Workspace, publish, usable
@@ -61,6 +61,7 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     and the errors of `run`.
     """
     recipe, out = _limited(recipe, limits), Path(out)
+    apart(recipe, out=out)
     check_budget(budget_minutes)
     (place,) = admitted([target], device=device)
     load_optuna()
@@ -69,7 +70,7 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
         check_bars(recipe, work, targets=[place])
         found, step = _searched(_full(recipe), work, place=(place, device, budget_minutes), progress=progress)
     if found.explanation:
-        cleared(recipe, place.name, out=out)
+        cleared(place.name, out=out)
     else:
         found = _shipped(recipe, found, step=step, way=_Way(place, device, out, Path(workspace), progress))
     from edgeexport.report.shrink_page import shrink_html

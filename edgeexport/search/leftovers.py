@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeexport.errors import RequestError
 from edgeexport.pipeline import RECORD, REPORT
 from edgeexport.pipeline.packing import bundle_name
 from edgeexport.records.base import to_json
@@ -18,17 +19,20 @@ from edgeexport.records.run import RunRecord
 from edgeexport.workspace import publish
 
 RECIPE, PLAN = "shrunk.toml", "shrunk.plan.json"
+ELSEWHERE = "give another folder with --out"
 
 
-def cleared(recipe: Recipe, target: str, *, out: Path) -> None:
-    """Remove what an earlier search or run left in `out` for this target: its bundle, its recipe, and its record.
-
-    A recipe and plan that an earlier search wrote there stay where this search started from them.
-    """
-    plans = [str(step.student) for step in recipe.step if isinstance(step, Distill) and isinstance(step.student, str)]
-    start = any(recipe.resolve(plan).resolve() == (out / PLAN).resolve() for plan in plans)
-    for name in (bundle_name(target), REPORT, RECORD, *(() if start else (RECIPE, PLAN))):
+def cleared(target: str, *, out: Path) -> None:
+    """Remove what an earlier search or run left in `out` for this target: its bundle, its recipe, and its record."""
+    for name in (bundle_name(target), REPORT, RECORD, RECIPE, PLAN):
         (out / name).unlink(missing_ok=True)
+
+
+def apart(recipe: Recipe, *, out: Path) -> None:
+    """Raise RequestError where a search would overwrite a plan that it starts from: that of an earlier one."""
+    plans = [str(step.student) for step in recipe.step if isinstance(step, Distill) and isinstance(step.student, str)]
+    if (out / PLAN).resolve() in map(recipe.resolve, plans):
+        raise RequestError(f"the search starts from {out / PLAN}, which it would overwrite", next_step=ELSEWHERE)
 
 
 def withdrawn(done: RunRecord, told: Sequence[str], *, out: Path) -> RunRecord:

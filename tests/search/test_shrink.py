@@ -231,6 +231,18 @@ def test_a_target_whose_runtime_lacks_its_format_is_refused_before_any_work(desk
     assert stages() == []
 
 
+@pytest.mark.parametrize("name", ["shrunk.toml", "copy.toml"])
+def test_a_search_never_overwrites_the_recipe_or_plan_that_it_starts_from(searched, capsys, name):
+    own = searched.folder / "out"
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    (own / "copy.toml").write_bytes((own / "shrunk.toml").read_bytes())
+    paths = ["--out", str(own), "--workspace", str(searched.folder / "work"), "--target", "linux-arm64"]
+    assert main(["shrink", str(own / name), *paths, "--speedup", "2"]) == 2
+    assert "which it would overwrite" in capsys.readouterr().err
+    (own / "copy.toml").unlink()
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+
+
 def test_without_optuna_a_search_is_refused_before_any_work(desk, monkeypatch, capsys, stages):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert desk.shrink("--speedup", "2") == 3
