@@ -19,8 +19,9 @@ from tests.benchmarks.planting import Forking, Model, short_launches
 
 TRIALS = 40
 SHARES = {"5": 0.05, "10": 0.10}
-# What spins also leaves the core's caches to whoever shares it: the next inference is a little slower too.
-NEAR = 0.025
+# The loop's own time is counted in each launch. It costs more than that, since the next inference finds colder caches:
+# the median ratios tell how much. What they measure must not be less than what was planted.
+NEAR, LESS = 0.005, 0.01
 # On two quiet cores it takes some minutes; a machine with busy neighbours gets more, and no fewer trials.
 SECONDS = 2400.0
 
@@ -54,11 +55,16 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     figures: dict[str, Any] = {"invalid_measurements": invalid, "niceness": niceness}
     figures |= {f"found_{key}": shares[key] for key in SHARES}
     figures |= {f"median_ratio_{key}": statistics.median(values or [math.nan]) for key, values in ratios.items()}
+    figures |= {
+        f"planted_{key}": statistics.median(device.planted.get(part, [math.nan])) for key, part in SHARES.items()
+    }
     figures |= {"trials": len(found["5"]), "seconds": time.monotonic() - began}
     return figures, {
         "found_5": Bar(shares["5"], 0.90, "a slow-down of 5 % is found 9 times in 10", "min"),
         "found_10": Bar(shares["10"], 0.99, "one of 10 % 99 times in 100", "min"),
-        "planted_5": Bar(abs(figures["median_ratio_5"] - 1.05), NEAR, "what was planted was 5 %"),
-        "planted_10": Bar(abs(figures["median_ratio_10"] - 1.10), NEAR, "and 10 %"),
+        "planted_5": Bar(abs(figures["planted_5"] - 0.05), NEAR, "what was planted was 5 %"),
+        "planted_10": Bar(abs(figures["planted_10"] - 0.10), NEAR, "and 10 %"),
+        "told_5": Bar(figures["median_ratio_5"], 1.05 - LESS, "no less is measured than was planted", "min"),
+        "told_10": Bar(figures["median_ratio_10"], 1.10 - LESS, "no less is measured than was planted", "min"),
         "trials": Bar(len(found["5"]), len(trials), "every trial was made", "min"),
     }
