@@ -113,8 +113,10 @@ def shrink(recipe: Path, out: Path, *, budget: str, as_json: bool, **choices: An
     from edgeexport.records.recipe import Limits, load_recipe
     from edgeexport.search import minutes
     from edgeexport.search import shrink as search
+    from edgeexport.search.leftovers import apart
     from edgeexport.terminal import Display, show_shrink
 
+    apart([recipe], out=out)
     asked = {name: choices.pop(name) for name in ("max_drop", "max_size_mb", "speedup")}
     with Display() as display, redirect_stdout(sys.stderr):
         limits, time = Limits(**asked), minutes(budget)

@@ -61,7 +61,7 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     and the errors of `run`.
     """
     recipe, out = _limited(recipe, limits), Path(out)
-    apart(recipe, out=out)
+    apart(_plans(recipe), out=out)
     check_budget(budget_minutes)
     (place,) = admitted([target], device=device)
     load_optuna()
@@ -96,6 +96,12 @@ def _limited(recipe: Recipe, limits: Limits) -> Recipe:
     if whole.max_size_mb == 0:
         raise RecipeError("no model is 0 MB", next_step="give a --max-size-mb above 0")
     return msgspec.structs.replace(recipe, limits=whole)
+
+
+def _plans(recipe: Recipe) -> list[Path]:
+    """The files of the pruning plans that cut the students of a recipe."""
+    students = [step.student for step in recipe.step if isinstance(step, Distill)]
+    return [recipe.resolve(each) for each in students if isinstance(each, str) and each != AUTO]
 
 
 def _full(recipe: Recipe) -> Recipe:

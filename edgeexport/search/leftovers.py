@@ -5,7 +5,7 @@ The rule: no file there is, or names as shipped, a model that this search did no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,6 @@ from edgeexport.errors import RequestError
 from edgeexport.pipeline import RECORD, REPORT
 from edgeexport.pipeline.packing import bundle_name
 from edgeexport.records.base import to_json
-from edgeexport.records.recipe import Distill, Recipe
 from edgeexport.records.run import RunRecord
 from edgeexport.workspace import publish
 
@@ -28,11 +27,12 @@ def cleared(target: str, *, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def apart(recipe: Recipe, *, out: Path) -> None:
-    """Raise RequestError where a search would overwrite a plan that it starts from: that of an earlier one."""
-    plans = [str(step.student) for step in recipe.step if isinstance(step, Distill) and isinstance(step.student, str)]
-    if (out / PLAN).resolve() in map(recipe.resolve, plans):
-        raise RequestError(f"the search starts from {out / PLAN}, which it would overwrite", next_step=ELSEWHERE)
+def apart(started_from: Iterable[Path], *, out: Path) -> None:
+    """Raise RequestError where a search would overwrite what it starts from: an earlier one's recipe or plan."""
+    own = {(out / name).resolve() for name in (RECIPE, PLAN)}
+    for path in started_from:
+        if path.resolve() in own:
+            raise RequestError(f"the search starts from {path}, which it would overwrite", next_step=ELSEWHERE)
 
 
 def withdrawn(done: RunRecord, told: Sequence[str], *, out: Path) -> RunRecord:

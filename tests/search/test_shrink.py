@@ -243,6 +243,15 @@ def test_a_search_never_overwrites_the_recipe_or_plan_that_it_starts_from(search
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
+def test_a_search_never_removes_the_recipe_that_it_starts_from(desk, capsys):
+    own = (desk.folder / "recipe.toml").rename(desk.folder / "shrunk.toml")
+    before = own.read_bytes()
+    paths = ["--out", str(desk.folder), "--workspace", str(desk.folder / "work"), "--target", "linux-arm64"]
+    assert main(["shrink", str(own), *paths, "--speedup", "1000", "--max-drop", "60"]) == 2
+    assert "which it would overwrite" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 def test_without_optuna_a_search_is_refused_before_any_work(desk, monkeypatch, capsys, stages):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert desk.shrink("--speedup", "2") == 3
