@@ -17,6 +17,7 @@ from edgeexport.records.training import TrainingRecord
 from edgeexport.training import CLASS_LOSSES, TrainingData, count_steps, resolve_loss, train
 from edgeexport.training.distillation import Soft, Taught, cosine, decoupled, logits, squared
 from edgeexport.training.features import watched
+from edgeexport.training.stepping import fast_layout
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +56,16 @@ def _lesson(
 ) -> Iterator[Taught]:
     hard = None if data.labels is None else resolve_loss(step.training.loss, data.folder)
     soft = _soft(step)
-    if step.method not in {"hint", "attention"}:
-        yield Taught(teacher, soft, step.soft_share, hard)
-        return
-    with watched(student, teacher, data=data, kind=step.method, layers=step.layers) as features:
+    with fast_layout(teacher, data) as layout:
+        if step.method not in {"hint", "attention"}:
+            yield Taught(teacher, soft, step.soft_share, hard, layout=layout)
+            return
+        with watched(student, teacher, data=data, kind=step.method, layers=step.layers) as features:
 
-        def both(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
-            return soft(given, wanted, batch=batch) + step.feature_weight * features.loss()
+            def both(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
+                return soft(given, wanted, batch=batch) + step.feature_weight * features.loss()
 
-        yield Taught(teacher, both, step.soft_share, hard, features.learned)
+            yield Taught(teacher, both, step.soft_share, hard, features.learned, layout)
 
 
 def _soft(step: Distill) -> Soft:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeexport.errors import ModelError
 from edgeexport.training.losses import Loss, first_output, forward
 from edgeexport.training.samples import Batch
+from edgeexport.training.stepping import fed
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ class Taught:
     """A loss of a student under a teacher. soft: (student's output, teacher's, batch) -> scalar; hard: on labels.
 
     learned: what is trained beside the student, such as the projections of `feature_matcher`.
+    layout: of the pictures that the teacher is shown, see `fast_layout`; None for the one they come in.
     """
 
     teacher: torch.nn.Module
@@ -37,13 +39,15 @@ class Taught:
     soft_share: float
     hard: Loss | None
     learned: torch.nn.Module | None = None
+    layout: torch.memory_format | None = None
 
     def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return soft_share x soft + (1 - soft_share) x hard. Raises ModelError for outputs of two shapes."""
         import torch
 
         with torch.no_grad():
-            wanted = first_output(forward(self.teacher, batch.inputs, what="the teacher"))
+            shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
+            wanted = first_output(forward(self.teacher, shown, what="the teacher"))
         given = first_output(outputs)
         if given.shape != wanted.shape:
             raise ModelError(

@@ -96,6 +96,25 @@ def test_the_teacher_sees_the_augmented_batch():
     assert max(seen) == 0.0
 
 
+def test_a_convolutional_teacher_works_in_channels_last_and_is_put_back():
+    torch.manual_seed(0)
+    teacher, student = (
+        nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+        for width in (8, 4)
+    )
+    laid_out = []
+    teacher[0].register_forward_hook(
+        lambda conv, given, _: laid_out.extend(
+            tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (given[0], conv.weight)
+        )
+    )
+    pictures = TrainingData(np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32))
+    distill(student, teacher, data=pictures, step=Distill(training=Training(batch_size=32)))
+    assert laid_out
+    assert all(laid_out)
+    assert teacher[0].weight.is_contiguous()
+
+
 LEARNING = Training(epochs=12, batch_size=64, learning_rate=0.02)
 
 
