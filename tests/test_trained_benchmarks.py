@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import edgeexport
+from edgeexport.records.measurement import Interval
 from edgeexport.records.recipe import Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
+from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
 from tests.benchmarks.resnet56 import KEPT, cut
@@ -68,3 +74,33 @@ def test_a_student_cut_from_resnet56_has_blocks_of_its_teacher_and_leaves_it_who
     for block, index in zip(own, KEPT[stage], strict=True):
         torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
     assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def measuring(valid: Callable[[str, int], bool], launched: list[list[str]]) -> Any:
+    """A `measure` whose files are valid as told: (name, number of the measurement) -> whether."""
+
+    def measure(models: list[Path], **_: object) -> tuple[list[Any], list[Any]]:
+        launched.append([path.name for path in models])
+        number = len(launched) - 1
+        measured = [SimpleNamespace(valid=valid(path.name, number)) for path in models]
+        others = zip(models[1:], measured[1:], strict=True)
+        beside = [SimpleNamespace(ratio=Interval(float(path.stem))) for path, one in others if one.valid]
+        return measured, beside if measured[0].valid else []
+
+    return measure
+
+
+def test_what_was_not_measured_validly_is_measured_again_beside_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[list[str]] = []
+    disturbed = {("2.onnx", 0), ("1.onnx", 1)}
+    monkeypatch.setattr(edgeexport, "measure", measuring(lambda *what: what not in disturbed, launched))
+    found = ratios(Path("1.onnx"), [Path("2.onnx"), Path("3.onnx")], samples=[])
+    assert [ratio.value for ratio in found if ratio] == [2.0, 3.0]
+    assert launched == [["1.onnx", "2.onnx", "3.onnx"], ["1.onnx", "2.onnx"], ["1.onnx", "2.onnx"]]
+
+
+def test_what_is_never_measured_validly_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[list[str]] = []
+    monkeypatch.setattr(edgeexport, "measure", measuring(lambda name, _: name != "2.onnx", launched))
+    assert ratios(Path("1.onnx"), [Path("3.onnx"), Path("2.onnx")], samples=[]) == [Interval(3.0), None]
+    assert len(launched) == TRIES

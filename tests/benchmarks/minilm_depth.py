@@ -26,6 +26,7 @@ from edgeexport.records.recipe import Distill, Training
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.beside import speed_up
 from tests.benchmarks.host import host_target
 from tests.benchmarks.kept import trained
 from tests.benchmarks.minilm_int8 import _judged
@@ -56,7 +57,8 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     files = {name: exported(net, place / name) for name, net in {"full": full, "student": student}.items()}
     judged = _judged({"fp32": files["full"][0], **{f"{name} int8": both[1] for name, both in files.items()}})
     ours, theirs = judged["student int8"], judged["full int8"]
-    speed = speed_up(files["full"][1], files["student"][1])
+    feeds = minilm.words(minilm.pairs("train")[0][0])
+    speed = speed_up(files["full"][1], files["student"][1], samples=[feeds])
     return {"layers": LAYERS, **judged, "speed_up": speed, "cosine_to_teacher": ours["cosine"]}, {
         "spearman_drop": Bar(theirs["spearman"] - ours["spearman"], MOST_DROP, "points below the full model in int8"),
         "spearman_drop_fp32": Bar(ours["spearman_drop"], MOST_DROP, "points below the full model in fp32"),
@@ -130,13 +132,6 @@ def exported(network: nn.Module, folder: Path) -> tuple[Path, Path]:
     numbers = edgeexport.load_target(host_target()).numbers()
     choice = choose_encoder_form(fp32, samples, numbers=numbers, folder=folder, progress=_say)
     return fp32, folder / choice.trials[0].path
-
-
-def speed_up(slow: Path, fast: Path) -> float:
-    """Return how many times faster one file runs, by interleaved launches on one thread."""
-    feeds = minilm.words(minilm.pairs("train")[0][0])
-    _, (comparison,) = edgeexport.measure([slow, fast], samples=[feeds], threads=1, mode="quick", progress=_say)
-    return 1 / comparison.ratio.value if comparison.ratio else float("nan")
 
 
 def _say(text: str, _: float | None) -> None:

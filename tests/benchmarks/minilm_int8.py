@@ -13,6 +13,7 @@ import edgeexport
 from edgeexport.quantization import choose_encoder_form
 from edgeexport.runtimes.ort import open_session
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.beside import ratios
 from tests.benchmarks.host import host_target
 from tests.benchmarks.peers import AS_ITS_USER_RUNS_IT
 from tests.real import minilm
@@ -46,8 +47,9 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
         figures |= {key: {"mb": path.stat().st_size / 1e6} for key, path in files.items()}
         for key, judged in _judged({"fp32": spine, **files}).items():
             figures.setdefault(key, {}).update(judged)
-        for key, ratio in _ratios(spine, files, feeds=train[0]).items():
-            figures[key] |= ratio
+        for key, ratio in zip(files, ratios(spine, list(files.values()), samples=train[:1], mode="quick"), strict=True):
+            figures[key]["latency_ratio"] = ratio.value if ratio else float("nan")
+            figures[key]["latency_ratio_high"] = ratio.high if ratio else None
     ours = figures[OURS]
     return figures, {
         "cosine": Bar(ours["cosine"], LEAST_COSINE, "LiteRT dynamic 0.998, onnxruntime dynamic 0.993", "min"),
@@ -94,18 +96,6 @@ def _judged(files: dict[str, Path]) -> dict[str, dict[str, float]]:
         drop = figures["fp32"]["spearman"] - found if figures else 0.0
         figures[key] = {"cosine": cosine, "spearman": found, "spearman_drop": drop}
     return figures
-
-
-def _ratios(spine: Path, files: dict[str, Path], *, feeds: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
-    models = [spine, *files.values()]
-    measured, compared = edgeexport.measure(models, samples=[feeds], threads=1, mode="quick", progress=_say)
-    ratios = {comparison.candidate: comparison.ratio for comparison in compared}
-    return {
-        key: {"latency_ratio": ratios[item.artifact].value, "latency_ratio_high": ratios[item.artifact].high}
-        if item.artifact in ratios
-        else {"latency_ratio": float("nan"), "invalid": "; ".join(item.reasons or measured[0].reasons)}
-        for key, item in zip(files, measured[1:], strict=True)
-    }
 
 
 def _say(text: str, _: float | None) -> None:

@@ -32,6 +32,7 @@ from edgeexport.runtimes.ort import open_session
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.beside import speed_up
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.host import host_target
 from tests.benchmarks.kept import trained
@@ -69,7 +70,7 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
     scores = {"teacher": accuracy(teacher, judging), "control": accuracy(control, judging)}
     scores |= {"student": file_accuracy(fp32, judging), "compressed": file_accuracy(int8, judging)}
     smaller = source.stat().st_size / int8.stat().st_size
-    faster = speed_up(source, int8, feeds=_feeds(heard, 1))
+    faster = speed_up(source, int8, samples=_feeds(heard, 1))
     return {"top1": scores, "kept": KEPT, "budget": budget, "size_ratio": smaller, "speed_up": faster}, {
         "drop": Bar(scores["control"] - scores["compressed"], DROP, "points below the control"),
         "control": Bar(scores["control"], LEAST_CONTROL, "a control below this does not count", "min"),
@@ -175,12 +176,6 @@ def file_accuracy(path: Path, data: TrainingData) -> float:
     parts = np.array_split(data.arrays[0], len(data) // 50)
     found = [next(iter(session.run({"image": part}).values())).argmax(1) for part in parts]
     return 100 * float(np.mean(np.concatenate(found) == data.labels))
-
-
-def speed_up(slow: Path, fast: Path, *, feeds: list[dict[str, Any]]) -> float:
-    """Return how many times faster one file runs, by interleaved launches on one thread."""
-    _, (comparison,) = edgeexport.measure([slow, fast], samples=feeds, threads=1, mode="quick", progress=_say)
-    return 1 / comparison.ratio.value if comparison.ratio else float("nan")
 
 
 def _say(text: str, _: float | None) -> None:
