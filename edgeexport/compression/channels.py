@@ -7,9 +7,10 @@ that is named and left alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 1e-4
+MOST_ITEMS = 30_000
+# What torch and torch-pruning raise when a removal does not fit the code of `forward`.
+MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
 
 
 class Removal(NamedTuple):
@@ -54,7 +58,10 @@ class ChannelGroup:
 
 
 def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
-    """Return torch-pruning's DependencyGraph of the module (left in eval mode, all parameters requiring gradients)."""
+    """Return torch-pruning's DependencyGraph of the module (left in eval mode, all parameters requiring gradients).
+
+    Raises ModelError for code that it cannot follow.
+    """
     import torch
 
     try:
@@ -63,10 +70,16 @@ def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
         raise MissingExtra("torch-pruning", extra="export", purpose="pruning") from None
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(
-            module.eval(), tensors(example), forward_fn=_outputs, verbose=False
-        )
+    try:
+        with torch.enable_grad():
+            return torch_pruning.DependencyGraph().build_dependency(
+                module.eval(), tensors(example), forward_fn=_outputs, verbose=False
+            )
+    except MISFIT as error:
+        raise ModelError(
+            f"torch-pruning cannot tell which channels of this network depend on each other ({_told(error)})",
+            next_step='leave "width" out of `parts`',
+        ) from error
 
 
 def _outputs(module: Any, feeds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -94,7 +107,10 @@ def find_groups(
 
 def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Sequence[str]) -> ChannelGroup:
     width = layer.weight.shape[0] if not getattr(layer, "transposed", False) else layer.out_channels
-    items = _group(graph, layer, channels=range(width))
+    try:
+        items = _group(graph, layer, channels=range(width))
+    except _Endless:
+        return ChannelGroup(names[layer], type(layer).__name__, width, (), "slices of them are mixed with each other")
     members: list[Member] = []
     blocked, crosses = "", []
     for item in items:
@@ -118,10 +134,48 @@ def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Seq
     )
 
 
+class _Endless(Exception):
+    """A dependency group that grows and grows: the gates of FocalNet make one of millions of items."""
+
+
 def _group(graph: Any, layer: Any, *, channels: Sequence[int]) -> Any:
-    """The dependency group of removing these output channels of the layer."""
+    """The dependency group of removing these output channels of the layer. Raises _Endless."""
     handler = graph.get_pruner_of_module(layer).prune_out_channels
-    return graph.get_pruning_group(layer, handler, list(channels))
+    with _quick_groups():
+        return graph.get_pruning_group(layer, handler, list(channels))
+
+
+@contextlib.contextmanager
+def _quick_groups() -> Iterator[None]:
+    """Have torch-pruning look up in a set what a group holds.
+
+    It goes through a list for each item: MobileViTV2, with groups of 6,645 items, took minutes, and takes 5 s so.
+    """
+    from torch_pruning.dependency import graph, group
+
+    class Quick(group.Group):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._held: set[Any] = set()
+
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            super().add_dep(dep, idxs)
+            self._held.add(_item(dep, idxs))
+            if len(self._held) > MOST_ITEMS:
+                raise _Endless
+
+        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+            return _item(dep, idxs) in self._held
+
+    plain, graph.Group = graph.Group, Quick
+    try:
+        yield
+    finally:
+        graph.Group = plain
+
+
+def _item(dep: Any, indices: Sequence[Any]) -> tuple[Any, ...]:
+    return id(dep.target), dep.handler, tuple(indices)
 
 
 def _side(graph: Any, dep: Any) -> Literal["out", "in", "norm"] | None:
@@ -204,10 +258,6 @@ def _silence(layer: Any, channels: Sequence[int]) -> None:
         layer.weight.index_fill_(axis, torch.tensor(channels), 0.0)
 
 
-# What torch and torch-pruning raise when a removal does not fit the code of `forward`.
-MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
-
-
 def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, removals: Sequence[Removal]) -> str:
     """Return why removing these channels does not give the zero-masked network; empty if it does.
 
@@ -224,7 +274,7 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, remo
         with torch.no_grad():
             got, wanted = _flat(pruned(*feeds)), _flat(masked(*feeds))
     except MISFIT as error:
-        return f"`forward` does not allow it ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        return f"`forward` does not allow it ({_told(error)})"
     for one, other in zip(got, wanted, strict=True):
         if one.shape != other.shape:
             return f"an output would change its shape from {tuple(other.shape)} to {tuple(one.shape)}"
@@ -232,6 +282,10 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, remo
         if not math.isfinite(error_size) or error_size > TOLERANCE * scale:
             return f"the result differs from the zero-masked network by {error_size / (scale or 1.0):.2g} of its range"
     return ""
+
+
+def _told(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _scrambled(module: torch.nn.Module) -> torch.nn.Module:

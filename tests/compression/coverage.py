@@ -1,7 +1,7 @@
 """Which architectures can be pruned: prune 30 %, equal to the zero-masked one, exports, runs, smaller; else the reason.
 
-python -m tests.compression.coverage            run all, write the results and the table in edgeexport/compression
-python -m tests.compression.coverage NAME...    run these, print what came out
+python -m tests.compression.coverage [NAME...]    run all, or these, and renew their rows in the table of
+edgeexport/compression; each row is kept as soon as it is there
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 import warnings
 from pathlib import Path
 
-import msgspec
 import torch
 
 from edgeexport import graph, onnx_export
@@ -165,8 +164,14 @@ def table(results: list[Covered]) -> str:
 
 
 def stored() -> list[Covered]:
-    """The results of the last full run."""
-    return from_json(RESULTS.read_bytes(), list[Covered], origin=str(RESULTS))
+    """The rows that are there, in the order of ARCHITECTURES."""
+    return from_json(RESULTS.read_bytes(), list[Covered], origin=str(RESULTS)) if RESULTS.is_file() else []
+
+
+def with_row(rows: list[Covered], row: Covered) -> list[Covered]:
+    """The rows with this one new or renewed, in the order of ARCHITECTURES."""
+    found = {each.name: each for each in [*rows, row]}
+    return [found[name] for name in ARCHITECTURES if name in found]
 
 
 def with_table(text: str, results: list[Covered]) -> str:
@@ -179,18 +184,18 @@ def main() -> int:
     """Run all or some."""
     parser = argparse.ArgumentParser(prog="python -m tests.compression.coverage")
     parser.add_argument("names", nargs="*")
-    names = parser.parse_args().names
+    names = parser.parse_args().names or list(ARCHITECTURES)
     warnings.simplefilter("ignore")
-    results = []
-    for name in names or ARCHITECTURES:
+    rows: list[Covered] = []
+    for name in names:
         start = time.monotonic()
-        results.append(cover(name))
-        told = msgspec.json.encode(results[-1]).decode() if names else results[-1].outcome
-        sys.stderr.write(f"{name} ({time.monotonic() - start:.0f} s): {told}\n")
-    if not names:
+        rows.append(cover(name))
+        results = with_row(stored(), rows[-1])
         RESULTS.write_bytes(to_json(results))
         README.write_text(with_table(README.read_text(encoding="utf-8"), results), encoding="utf-8")
-    return 0 if all(each.outcome in {"pruned", "refused"} for each in results) else 1
+        told = f"{rows[-1].outcome} {rows[-1].reason}".strip()
+        sys.stderr.write(f"{name} ({time.monotonic() - start:.0f} s): {told}\n")
+    return 0 if all(each.outcome in {"pruned", "refused"} for each in rows) else 1
 
 
 if __name__ == "__main__":

@@ -108,6 +108,28 @@ class Shuffle(nn.Module):
         return self.last(x.mean(dim=(2, 3)))
 
 
+class Gated(nn.Module):
+    """Focal modulation (Yang et al. 2022, arXiv:2203.11926): slices of one layer weigh other slices of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, 1, 1)
+        self.split = nn.Conv2d(32, 16 + 16 + 3, 1)
+        self.contexts = nn.ModuleList(nn.Conv2d(16, 16, 3, 1, 1, groups=16) for _ in range(2))
+        self.mixed = nn.Conv2d(16, 16, 1)
+        self.wide = nn.Conv2d(16, 64, 3, 2, 1)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, image):
+        asked, context, gates = torch.split(self.split(torch.relu(self.first(image))), (16, 16, 3), 1)
+        total = 0
+        for level, layer in enumerate(self.contexts):
+            context = torch.relu(layer(context))
+            total = total + context * gates[:, level : level + 1]
+        total = total + context.mean(dim=(2, 3), keepdim=True) * gates[:, 2:]
+        return self.last(torch.relu(self.wide(asked * self.mixed(total))).mean(dim=(2, 3)))
+
+
 class Grouped(nn.Module):
     """A grouped convolution, and layer norm over channels: neither may be cut by the channel."""
 

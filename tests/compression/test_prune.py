@@ -131,6 +131,29 @@ def test_a_group_behind_a_channel_shuffle_is_refused_by_name_and_the_rest_is_pru
     assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
 
 
+def test_slices_that_weigh_each_other_are_refused_by_name_and_the_rest_is_pruned():
+    module = nets.settled(nets.Gated)
+    plan = plan_pruning(module, nets.PICTURE, step=Prune(macs=1.2))
+    refused = {name for name, reason in plan.refused.items() if "mixed with each other" in reason}
+    assert refused == {"split", "contexts.0", "contexts.1", "mixed"}
+    assert {group.layer for group in plan.groups} == {"first", "wide"}
+    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
+    wanted = nets.silenced(module, plan, nets.PICTURE, {})
+    assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
+
+
+def test_code_whose_channels_cannot_be_followed_is_refused_with_the_way_out(monkeypatch):
+    import torch_pruning
+
+    def lost(*_, **__):
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", lost)
+    with pytest.raises(ModelError, match=r"cannot tell which channels.*unsupported operand") as caught:
+        plan_pruning(nets.settled(nets.mlp), nets.TABLE, step=Prune(macs=1.5))
+    assert '"width"' in str(caught.value.next_step)
+
+
 def test_layer_norm_and_grouped_convolutions_are_refused_by_name():
     plan = plan_pruning(nets.settled(nets.Grouped), nets.TABLE, step=Prune(macs=1.1))
     assert "differs from the zero-masked" in plan.refused["first"]
