@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 MOST_ITEMS = 30_000
+STATISTICS = {"running_mean", "running_var"}
 # What torch and torch-pruning raise when a removal does not fit the code of `forward`.
 MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
 
@@ -293,7 +294,9 @@ def _scrambled(module: torch.nn.Module) -> torch.nn.Module:
 
     module = copy.deepcopy(module).eval()
     random = torch.Generator().manual_seed(0)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    # Other buffers are constants: filters, windows, masks.
+    statistics = [(name, tensor) for name, tensor in module.named_buffers() if name.rpartition(".")[2] in STATISTICS]
+    for name, tensor in [*module.named_parameters(), *statistics]:
         if not tensor.is_floating_point():
             continue
         leaf = name.rpartition(".")[2]

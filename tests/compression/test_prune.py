@@ -142,6 +142,15 @@ def test_slices_that_weigh_each_other_are_refused_by_name_and_the_rest_is_pruned
     assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
 
 
+def test_constants_of_a_front_end_keep_no_layer_from_being_pruned():
+    module = nets.settled(nets.LogFront)
+    plan = plan_pruning(module, nets.PICTURE, step=Prune(macs=1.5))
+    assert set(plan.refused) == {"last"}
+    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
+    wanted = nets.silenced(module, plan, nets.PICTURE, {})
+    assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
+
+
 def test_code_whose_channels_cannot_be_followed_is_refused_with_the_way_out(monkeypatch):
     import torch_pruning
 
