@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeexport.compression.heads import HEADS, find_heads, remove_heads
 from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.compression.misfit import MISFIT, told
 from edgeexport.errors import MissingExtra, ModelError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 MOST_ITEMS = 30_000
 STATISTICS = {"running_mean", "running_var"}
-# What torch and torch-pruning raise when a removal does not fit the code of `forward`.
-MISFIT = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, ModelError)
 
 
 class Removal(NamedTuple):
@@ -78,7 +77,7 @@ def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
             )
     except MISFIT as error:
         raise ModelError(
-            f"torch-pruning cannot tell which channels of this network depend on each other ({_told(error)})",
+            f"torch-pruning cannot tell which channels of this network depend on each other ({told(error)})",
             next_step='leave "width" out of `parts`',
         ) from error
 
@@ -275,7 +274,7 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, remo
         with torch.no_grad():
             got, wanted = _flat(pruned(*feeds)), _flat(masked(*feeds))
     except MISFIT as error:
-        return f"`forward` does not allow it ({_told(error)})"
+        return f"`forward` does not allow it ({told(error)})"
     for one, other in zip(got, wanted, strict=True):
         if one.shape != other.shape:
             return f"an output would change its shape from {tuple(other.shape)} to {tuple(one.shape)}"
@@ -283,10 +282,6 @@ def disproof(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, remo
         if not math.isfinite(error_size) or error_size > TOLERANCE * scale:
             return f"the result differs from the zero-masked network by {error_size / (scale or 1.0):.2g} of its range"
     return ""
-
-
-def _told(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _scrambled(module: torch.nn.Module) -> torch.nn.Module:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.compression.misfit import MISFIT, told
 from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
 
@@ -49,7 +50,7 @@ def find_blocks(module: torch.nn.Module, example: Example, *, locked: Sequence[s
         outer = any(other.name.startswith(f"{name}.") and not other.blocked for other in found)
         if not layers or outer or name not in flows:
             continue
-        reason = _refusal(inner, flows[name])
+        reason = _refusal(inner, flows[name]) or _misfit(module, name, flow=flows[name], example=example)
         held = next((each for each in (name, *layers) if each in locked), "")
         if reason != NO_BLOCK:
             found.append(Block(name, type(inner).__name__, layers, f"`{held}` is locked" if held else reason))
@@ -126,6 +127,23 @@ def _refusal(inner: torch.nn.Module, flow: _Flow | str) -> str:
     return "" if alike > ALIKE else NO_BLOCK
 
 
+def _misfit(module: torch.nn.Module, name: str, *, flow: _Flow | str, example: Example) -> str:
+    """Why the code around a block does not run without it; empty if it does. The module is put back."""
+    import torch
+
+    outer, _, last = name.rpartition(".")
+    parent, block = module.get_submodule(outer), module.get_submodule(name)
+    setattr(parent, last, _stand_in(block, flow))
+    try:
+        with torch.no_grad():
+            module(*tensors(example))
+    except MISFIT as error:
+        return f"`forward` does not allow it ({told(error)})"
+    finally:
+        setattr(parent, last, block)
+    return ""
+
+
 class _silenced:  # noqa: N801 # a context manager, used like a function
     """All weighted layers and batch norms of a module give zero inside."""
 
@@ -156,8 +174,9 @@ def _skip_type() -> Any:
     class Skip(torch.nn.Module):
         """Gives back its first argument, in a tuple of one if the block it stands for did so."""
 
-        def __init__(self, wrapped: bool) -> None:  # positional only inside this file
+        def __init__(self, wrapped: bool, *, kept: Mapping[str, Any]) -> None:
             super().__init__()
+            vars(self).update(kept)
             self.wrapped = wrapped
 
         def forward(self, *arguments: Any, **named: Any) -> Any:
@@ -166,6 +185,14 @@ def _skip_type() -> Any:
             return (given,) if self.wrapped else given
 
     return Skip
+
+
+def _stand_in(block: torch.nn.Module, flow: _Flow | str) -> torch.nn.Module:
+    """What takes a block's place; it has the plain values that code around may ask a block for (its kind, say)."""
+    plain = (str, int, float, bool)
+    kept = {name: value for name, value in vars(block).items() if name[0] != "_" and isinstance(value, plain)}
+    stand_in: torch.nn.Module = _skip_type()(isinstance(flow, _Flow) and isinstance(flow.output, tuple), kept=kept)
+    return stand_in
 
 
 def skip(module: torch.nn.Module, names: Iterable[str], *, example: Example) -> None:
@@ -180,7 +207,7 @@ def skip(module: torch.nn.Module, names: Iterable[str], *, example: Example) -> 
                 next_step="apply it to the network it was made for, before any other pruning",
             )
         outer, _, last = name.rpartition(".")
-        setattr(module.get_submodule(outer), last, _skip_type()(isinstance(flow.output, tuple)))
+        setattr(module.get_submodule(outer), last, _stand_in(module.get_submodule(name), flow))
 
 
 def effects(
