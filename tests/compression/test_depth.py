@@ -129,3 +129,34 @@ def test_a_locked_block_stays():
 def test_a_plan_whose_block_is_not_there_is_refused():
     with pytest.raises(ModelError, match=r"blocks\.7"):
         skip(nets.settled(nets.OptionA), ["blocks.7"], example=nets.PICTURE)
+
+
+class Asking(Encoder):
+    """Asks its layers for a value of theirs before it calls them."""
+
+    def __init__(self, ask):
+        super().__init__(layer=After)
+        self.ask = ask
+        for layer in self.layer:
+            layer.kind = "full"
+            layer.scale = torch.ones(1)
+
+    def forward(self, sequence):
+        assert all(self.ask(layer) is not None for layer in self.layer)
+        return super().forward(sequence)
+
+
+def test_what_takes_the_place_of_a_block_has_the_plain_values_that_it_is_asked_for():
+    module = Asking(lambda layer: layer.kind).eval()
+    assert [block.blocked for block in find_blocks(module, SEQUENCE)] == ["", "", ""]
+    skip(module, ["layer.1"], example=SEQUENCE)
+    assert module.layer[1].kind == "full"
+    assert run(module, SEQUENCE).shape == run(encoder(), SEQUENCE).shape
+
+
+def test_a_block_that_the_code_around_cannot_miss_is_named_and_left_alone():
+    module = Asking(lambda layer: layer.scale).eval()
+    found = find_blocks(module, SEQUENCE)
+    assert all("`forward` does not allow it" in block.blocked and "scale" in block.blocked for block in found)
+    assert isinstance(module.layer[0], After)
+    assert len(found) == 3
