@@ -48,6 +48,15 @@ def test_costs_of_steps_are_taken_once_and_kept(tmp_path: Path) -> None:
     assert seen == []
 
 
+def test_varied_clips_keep_their_shape_have_silence_in_them_and_repeat_with_the_seed() -> None:
+    clips = np.random.default_rng(0).uniform(0.1, 1, (8, keywords.SAMPLES)).astype(np.float32)
+    one, same, other = (keywords.varied(clips, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (one.shape, one.dtype) == (clips.shape, clips.dtype)
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    assert ((np.abs(one) < 0.05).sum(axis=1) >= keywords.RATE // 10).all()
+
+
 def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_trained(tmp_path: Path) -> None:
     data = TrainingData(np.random.default_rng(0).random((32, 2), np.float32), np.arange(32) % 2)
     trainings: list[nn.Module] = []

@@ -25,9 +25,9 @@ from tests.benchmarks.wheels import CACHE
 from tests.real import keywords
 
 DROP, SMALLER, FASTER, MOST_PARAMETERS = 0.5, 6.0, 3.0, 150_000
-LARGE_EPOCHS, STUDENT_EPOCHS = 14.0, 10.0
+LARGE_EPOCHS, STUDENT_EPOCHS = 20.0, 20.0
 SPEAKERS = (keywords.HELD_OUT, "george", "jackson", "lucas", "nicolas")
-TRAINING = Training(batch_size=64, learning_rate=0.003, optimizer="adamw", augment="keywords:shifted")
+TRAINING = Training(batch_size=64, learning_rate=0.003, optimizer="adamw", weight_decay=1e-3, augment="keywords:varied")
 LARGE, SMALL = "keywords:ds_cnn", "keywords:small_ds_cnn"
 INPUTS: Any = {"audio": (1, keywords.SAMPLES)}
 FOLDER = Path(keywords.__file__).parent
