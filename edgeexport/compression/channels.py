@@ -109,8 +109,8 @@ def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Seq
     width = layer.weight.shape[0] if not getattr(layer, "transposed", False) else layer.out_channels
     try:
         items = _group(graph, layer, channels=range(width))
-    except _Endless:
-        return ChannelGroup(names[layer], type(layer).__name__, width, (), "slices of them are mixed with each other")
+    except _Endless as error:
+        return ChannelGroup(names[layer], type(layer).__name__, width, (), told(error))
     members: list[Member] = []
     blocked, crosses = "", []
     for item in items:
@@ -134,7 +134,7 @@ def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Seq
     )
 
 
-class _Endless(Exception):
+class _Endless(ModelError):
     """A dependency group that grows and grows: the gates of FocalNet make one of millions of items."""
 
 
@@ -162,7 +162,7 @@ def _quick_groups() -> Iterator[None]:
             super().add_dep(dep, idxs)
             self._held.add(_item(dep, idxs))
             if len(self._held) > MOST_ITEMS:
-                raise _Endless
+                raise _Endless("slices of them are mixed with each other")
 
         def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
             return _item(dep, idxs) in self._held
