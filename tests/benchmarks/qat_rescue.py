@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with one scale for each weight: min-max breaks it, training for its integers rescues it.
+"""EfficientNet-Lite0 with one scale for each weight: what min-max loses of it, and what training for its integers.
 
 The weights are the released ones; nothing is done to make them break. 100 of the shared pictures calibrate and, by
 crops of them, train: the float network is the teacher, labels are not used. 10 crops each of the other 400 judge, in
