@@ -29,7 +29,7 @@ BENCHMARKS = {
     "lite0": "EfficientNet-Lite0 in int8: agreement and speed beside onnxruntime's own int8 and NNCF's",
     "lite0-per-tensor": "the same with one scale for each weight",
     "keyword": "spoken digits: a DS-CNN distilled and in int8, beside itself and a small net trained alone as long",
-    "qat-rescue": "EfficientNet-Lite0 with one scale for each weight: what min-max loses, and training for its integers",
+    "qat-rescue": "EfficientNet-Lite0 with one scale for each weight: what min-max and QAT lose",
     "minilm-depth": "MiniLM with half its layers: STS-B Spearman and int8 latency beside the full model, tuned alike",
     "resnet56": "ResNet-56 cut, distilled, in int8: accuracy against a control of the same CPU time, size, speed",
     "never-worse": "six real models down the whole road: nothing ships slower or worse than allowed",
