@@ -91,7 +91,7 @@ def measuring(valid: Callable[[str, int], bool], launched: list[list[str]]) -> A
     def measure(models: list[Path], **_: object) -> tuple[list[Any], list[Any]]:
         launched.append([path.name for path in models])
         number = len(launched) - 1
-        measured = [SimpleNamespace(valid=valid(path.name, number)) for path in models]
+        measured = [SimpleNamespace(valid=valid(path.name, number), reasons=("a neighbour",)) for path in models]
         others = zip(models[1:], measured[1:], strict=True)
         beside = [SimpleNamespace(ratio=Interval(float(path.stem))) for path, one in others if one.valid]
         return measured, beside if measured[0].valid else []
@@ -108,8 +108,11 @@ def test_what_was_not_measured_validly_is_measured_again_beside_the_baseline(mon
     assert launched == [["1.onnx", "2.onnx", "3.onnx"], ["1.onnx", "2.onnx"], ["1.onnx", "2.onnx"]]
 
 
-def test_what_is_never_measured_validly_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_never_measured_validly_has_no_ratio_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     launched: list[list[str]] = []
     monkeypatch.setattr(edgeexport, "measure", measuring(lambda name, _: name != "2.onnx", launched))
     assert ratios(Path("1.onnx"), [Path("3.onnx"), Path("2.onnx")], samples=[]) == [Interval(3.0), None]
     assert len(launched) == TRIES
+    assert capsys.readouterr().err.count("2.onnx is not measured validly: a neighbour") == TRIES

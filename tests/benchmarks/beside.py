@@ -27,6 +27,9 @@ def ratios(
             break
         files = [baseline, *(others[index] for index in missing)]
         measured, compared = edgeexport.measure(files, samples=samples, threads=1, mode=mode, progress=_say)
+        for file, one in zip(files, measured, strict=True):
+            if not one.valid:
+                _say(f"{file.name} is not measured validly: {'; '.join(one.reasons)}", None)
         if not measured[0].valid:
             continue
         left = iter(compared)
