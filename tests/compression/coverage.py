@@ -19,6 +19,7 @@ import torch
 from edgeexport import graph, onnx_export
 from edgeexport.compression.channels import Removal, mask
 from edgeexport.compression.macs import tensors
+from edgeexport.compression.misfit import told
 from edgeexport.compression.prune import apply_pruning, plan_pruning
 from edgeexport.errors import EdgeExportError, ModelError
 from edgeexport.records.base import Record, from_json, to_json
@@ -65,7 +66,7 @@ def cover(name: str) -> Covered:
             sizes = [exported(each, example, Path(folder) / f"{index}.onnx") for index, each in
                      enumerate((module, pruned))]  # fmt: skip
         except EdgeExportError as failure:
-            return Covered(name, parameters, "not exported", parts, reason=first_line(failure))
+            return Covered(name, parameters, "not exported", parts, reason=told(failure))
     ratio = plan.macs_before / plan.macs_after
     smaller = sizes[0] / sizes[1]
     good = error < 1e-4 and smaller > 1
@@ -80,7 +81,7 @@ def planned(module: torch.nn.Module, example: Example) -> tuple[PruningPlan | No
             step = Prune(macs=1 / (1 - SHARE), parts=parts, round_to=8)
             return plan_pruning(module, example, step=step), parts, ""
         except ModelError as error:
-            reason = f"{first_line(error)}; {error.next_step}"
+            reason = f"{told(error)}; {error.next_step}"
     return None, (), reason
 
 
@@ -115,11 +116,6 @@ def exported(module: torch.nn.Module, example: Example, path: Path) -> int:
     if not abs(got - wanted).max() <= 10 * tolerance * abs(wanted).max():
         raise ModelError(f"onnxruntime is off by {abs(got - wanted).max():.3g}")
     return path.stat().st_size
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, shortened."""
-    return str(error).splitlines()[0][:300]
 
 
 def brief(refused: dict[str, str]) -> dict[str, str]:
