@@ -99,6 +99,11 @@ def test_a_plan_stored_and_applied_to_a_fresh_network_gives_the_identical_one():
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
+def equals_the_silenced(module, plan):
+    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
+    return torch.allclose(run(pruned, nets.PICTURE), nets.silenced(module, plan, nets.PICTURE, {}), atol=1e-5)
+
+
 def test_planning_changes_nothing_and_repeats():
     module = nets.settled(nets.mlp)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -126,9 +131,7 @@ def test_a_group_behind_a_channel_shuffle_is_refused_by_name_and_the_rest_is_pru
     module = nets.settled(nets.Shuffle)
     plan = plan_pruning(module, nets.PICTURE, step=Prune(macs=1.2))
     assert "reshape" in plan.refused["first"]
-    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
-    wanted = nets.silenced(module, plan, nets.PICTURE, {})
-    assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
+    assert equals_the_silenced(module, plan)
 
 
 def test_slices_that_weigh_each_other_are_refused_by_name_and_the_rest_is_pruned():
@@ -137,18 +140,14 @@ def test_slices_that_weigh_each_other_are_refused_by_name_and_the_rest_is_pruned
     refused = {name for name, reason in plan.refused.items() if "mixed with each other" in reason}
     assert refused == {"split", "contexts.0", "contexts.1", "mixed"}
     assert {group.layer for group in plan.groups} == {"first", "wide"}
-    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
-    wanted = nets.silenced(module, plan, nets.PICTURE, {})
-    assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
+    assert equals_the_silenced(module, plan)
 
 
 def test_constants_of_a_front_end_keep_no_layer_from_being_pruned():
     module = nets.settled(nets.LogFront)
     plan = plan_pruning(module, nets.PICTURE, step=Prune(macs=1.5))
     assert set(plan.refused) == {"last"}
-    pruned = apply_pruning(copy.deepcopy(module), plan, example=nets.PICTURE)
-    wanted = nets.silenced(module, plan, nets.PICTURE, {})
-    assert torch.allclose(run(pruned, nets.PICTURE), wanted, atol=1e-5)
+    assert equals_the_silenced(module, plan)
 
 
 def test_code_whose_channels_cannot_be_followed_is_refused_with_the_way_out(monkeypatch):
