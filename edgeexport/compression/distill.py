@@ -58,7 +58,7 @@ def _lesson(
     soft = _soft(step)
     with fast_layout(teacher, data) as layout:
         if step.method not in {"hint", "attention"}:
-            yield Taught(teacher, soft, step.soft_share, hard, layout=layout)
+            yield Taught(teacher, soft, step.soft_share, hard, layout=layout, remember=True)
             return
         with watched(student, teacher, data=data, kind=step.method, layers=step.layers) as features:
 

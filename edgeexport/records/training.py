@@ -19,7 +19,8 @@ class Training(Record):
     clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
     kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
     20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
-    computes in it.
+    computes in it. views: epochs whose batches are new; after them the same ones come again, in another order, and what
+    a teacher said to them is remembered (Shen and Xing 2022, arXiv:2112.01528). None: every epoch is new.
     """
 
     epochs: float = 1.0
@@ -38,13 +39,14 @@ class Training(Record):
     patience: int | None = None
     held_out: float = 0.1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    views: int | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self, "training", epochs=NOT_NEGATIVE, budget_minutes=POSITIVE, batch_size=COUNT, steps=COUNT)
         check_bounds(self, "training", clip_norm=POSITIVE, ema=BELOW_ONE, patience=COUNT, held_out=INNER_SHARE)
         if self.patience is not None and self.keep == "last":
             raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
-        check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED)
+        check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED, views=COUNT)
 
 
 class Tuning(Training):

@@ -7,6 +7,7 @@ where it was, and every process of a distributed one draws the same batch and ta
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batches:
-    """Full batches from an endless seeded shuffle; none is short, so batch norm never sees one sample."""
+    """Full batches from an endless seeded shuffle; none is short, so batch norm never sees one sample.
+
+    views: epochs after which the same batches come again, in another order; None for ever new ones.
+    """
 
     data: TrainingData
     seed: int
     size: int
     augment: Augment | None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < ranks.count():
@@ -47,15 +52,28 @@ class Batches:
         import numpy as np
         import torch
 
-        index = self._index(step)
+        number = self._number(step)
+        index = self._index(number)
         arrays = [array[index] for array in self.data.arrays]
         if self.augment is not None:
-            arrays[0] = augmented(self.augment, arrays[0], generator=np.random.default_rng([self.seed, 1, step]))
+            arrays[0] = augmented(self.augment, arrays[0], generator=np.random.default_rng([self.seed, 1, number]))
         own = self._own()
         tensors = tuple(torch.from_numpy(array[own.start : own.stop]) for array in arrays)
         labels = self.data.labels
         taken = None if labels is None else torch.from_numpy(labels[index[own.start : own.stop]])
-        return Batch(tensors, taken, labels if step == 0 else None)
+        return Batch(tensors, taken, labels if step == 0 else None, None if self.views is None else number)
+
+    @property
+    def different(self) -> float:
+        """How many batches there are before the first one comes again."""
+        return math.inf if self.views is None else math.ceil(self.views * len(self.data) / self.size)
+
+    def _number(self, step: int) -> int:
+        """Return which of the different batches is a step's: each time they come, in an order of its own."""
+        if step < self.different:
+            return step
+        time, place = divmod(step, int(self.different))
+        return int(_permutation((self.seed, 2, time), total=int(self.different))[place])
 
     def _own(self) -> range:
         first, count = ranks.index(), ranks.count()
@@ -68,23 +86,23 @@ class Batches:
         total = len(self.data)
         places = np.arange(step * self.size, (step + 1) * self.size)
         parts = [
-            _permutation(self.seed, epoch, total=total)[places[places // total == epoch] % total]
+            _permutation((self.seed, 0, epoch), total=total)[places[places // total == epoch] % total]
             for epoch in range(places[0] // total, places[-1] // total + 1)
         ]
         return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, *, total: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def _permutation(key: tuple[int, int, int], *, total: int) -> np.ndarray:
     import numpy as np
 
-    return np.random.default_rng([seed, 0, epoch]).permutation(total)
+    return np.random.default_rng(key).permutation(total)
 
 
 def batches_of(data: TrainingData, settings: Training) -> Batches:
     """Return the batches that `settings` asks for."""
     augment = data.augment or resolve_augment(settings.augment, data.folder)
-    return Batches(data, settings.seed, min(settings.batch_size, len(data)), augment)
+    return Batches(data, settings.seed, min(settings.batch_size, len(data)), augment, settings.views)
 
 
 def in_order(data: TrainingData, size: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ the student sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeexport.errors import ModelError
@@ -16,6 +16,9 @@ from edgeexport.training.stepping import fed
 
 if TYPE_CHECKING:
     import torch
+
+# Bytes of a teacher's answers that are kept in memory; beyond them it is asked again.
+MOST_REMEMBERED = 1 << 30
 
 
 class Soft(Protocol):
@@ -32,6 +35,7 @@ class Taught:
 
     learned: what is trained beside the student, such as the projections of `feature_matcher`.
     layout: of the pictures that the teacher is shown, see `fast_layout`; None for the one they come in.
+    remember: keep what it says to a batch that comes again (`Training.views`); not where its features are looked at.
     """
 
     teacher: torch.nn.Module
@@ -40,14 +44,12 @@ class Taught:
     hard: Loss | None
     learned: torch.nn.Module | None = None
     layout: torch.memory_format | None = None
+    remember: bool = False
+    _remembered: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return soft_share x soft + (1 - soft_share) x hard. Raises ModelError for outputs of two shapes."""
-        import torch
-
-        with torch.no_grad():
-            shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
-            wanted = first_output(forward(self.teacher, shown, what="the teacher"))
+        wanted = self._wanted(batch)
         given = first_output(outputs)
         if given.shape != wanted.shape:
             raise ModelError(
@@ -59,15 +61,29 @@ class Taught:
             return soft
         return self.soft_share * soft + (1 - self.soft_share) * self.hard(outputs, batch)
 
+    def _wanted(self, batch: Batch) -> torch.Tensor:
+        """Return what the teacher says to a batch: from memory if it can be, else by asking it."""
+        import torch
+
+        known = self._remembered.get(batch.number)
+        if known is not None:
+            return known
+        with torch.no_grad():
+            shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
+            wanted = first_output(forward(self.teacher, shown, what="the teacher"))
+        if self.remember and batch.number is not None and len(self._remembered) < MOST_REMEMBERED // wanted.nbytes:
+            self._remembered[batch.number] = wanted.clone()
+        return wanted
+
 
 def distillation_loss(
     teacher: torch.nn.Module, *, temperature: float, soft_share: float, hard: Loss | None, classes: bool = True
 ) -> Loss:
-    """Return `soft_share` x soft + (1 - soft_share) x hard, as a loss for the trainer.
+    """Return `soft_share` x soft + (1 - soft_share) x hard, as a loss for one training.
 
     soft: see `logits`. Without `hard` (no labels) the soft part is all there is.
     """
-    return Taught(teacher.eval(), logits(temperature, classes=classes), soft_share, hard)
+    return Taught(teacher.eval(), logits(temperature, classes=classes), soft_share, hard, remember=True)
 
 
 def logits(temperature: float, *, classes: bool = True) -> Soft:

@@ -57,8 +57,10 @@ class Batch:
     """What a loss sees besides the outputs: the inputs as they were fed (augmented), and the labels if any.
 
     unchecked: the labels of all samples, in the first batch of a training only: there they can be checked once.
+    number: which batch this is, where the same one comes again; what a teacher says to it may be remembered.
     """
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor | None
     unchecked: np.ndarray | None = None
+    number: int | None = None

@@ -115,17 +115,25 @@ def _count(stepper: Stepper, batches: Batches, *, progress: Progress) -> int:
     progress("timing a training step", None)
     before = [copied(tensors_of(module)) for module in stepper.trained]
     trial = stepper.anew(folder=batches.data.folder)
-    seconds: list[float] = []
     try:
-        for number in range(TIMING_STEPS):
-            start = time.monotonic()
-            trial.step(batches, number, rate=0.0)
-            seconds.append(time.monotonic() - start)
+        first = _middle_seconds(trial, batches)
+        again = first if batches.views is None else _middle_seconds(trial, batches)
     finally:
         for module, tensors in zip(stepper.trained, before, strict=True):
             put(module, tensors)
-    middle = sorted(seconds[1:])[len(seconds[1:]) // 2]
-    return ranks.agreed(max(1, int(settings.budget_minutes * 60 / max(middle, 1e-6))))
+    budget = settings.budget_minutes * 60
+    new = min(budget / first, batches.different)
+    return ranks.agreed(max(1, int(new + max(0.0, budget - new * first) / again)))
+
+
+def _middle_seconds(trial: Stepper, batches: Batches) -> float:
+    """Return the median time of a few steps after the first one. Batches seen before may be cheaper: see `views`."""
+    seconds: list[float] = []
+    for number in range(TIMING_STEPS):
+        start = time.monotonic()
+        trial.step(batches, number, rate=0.0)
+        seconds.append(time.monotonic() - start)
+    return max(sorted(seconds[1:])[len(seconds[1:]) // 2], 1e-6)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,15 @@ from torch import nn
 from edgeexport.compression.distill import distill
 from edgeexport.errors import RecipeError, UnsupportedOperator
 from edgeexport.records.recipe import Distill, ModelSpec, Training
-from edgeexport.training import Batch, TrainingData, distillation_loss, first_output, resolve_loss, soft_loss
+from edgeexport.training import (
+    Batch,
+    TrainingData,
+    distillation,
+    distillation_loss,
+    first_output,
+    resolve_loss,
+    soft_loss,
+)
 
 TRAINING = Training(epochs=20, batch_size=64, learning_rate=0.05)
 
@@ -59,6 +68,28 @@ def test_a_student_learns_its_teacher_with_and_without_labels(labelled):
     distill(student, teacher, data=rows(labels), step=Distill(training=TRAINING))
     agree = (outputs(student).argmax(1) == outputs(teacher).argmax(1)).float().mean()
     assert agree > 0.9
+
+
+@pytest.mark.parametrize(("method", "asked"), [("logits", 8), ("dkd", 8), ("hint", 24)])
+def test_a_teacher_is_asked_once_about_a_batch_that_comes_again(method, asked):
+    teacher, calls = classifier(0), []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    layers = {"1": "1"} if method == "hint" else {}
+    step = Distill(method=method, layers=layers, training=msgspec.structs.replace(TRAINING, epochs=6, views=2))
+    distill(classifier(1), teacher, data=rows(), step=step)
+    assert asked <= len(calls) <= asked + 2  # to look for pairs of layers asks as well
+
+
+def test_remembered_answers_are_those_that_the_teacher_would_give(monkeypatch):
+    step = Distill(training=msgspec.structs.replace(TRAINING, epochs=6, views=1))
+    one, other, calls = classifier(1), classifier(1), []
+    distill(one, classifier(0), data=rows(), step=step)
+    monkeypatch.setattr(distillation, "MOST_REMEMBERED", 0)
+    teacher = classifier(0)
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    distill(other, teacher, data=rows(), step=step)
+    assert len(calls) == 24
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_single_output_is_matched_by_its_value():

@@ -22,7 +22,9 @@ from edgeexport.training import (
     resolve_augment,
     resolve_loss,
     train,
+    trainer,
 )
+from edgeexport.training.batches import batches_of
 from tests.training.nets import network, pictures, same
 
 CROSS_ENTROPY = resolve_loss("cross_entropy")
@@ -83,6 +85,33 @@ def test_a_budget_becomes_steps_once_and_the_record_replays_it():
     assert not replayed.from_budget
     assert record.steps == replayed.steps >= 1
     assert same(first, again)
+
+
+def test_views_come_again_as_they_were_in_another_order():
+    settings = Training(batch_size=16, views=2, augment="crop-flip")
+    batches = batches_of(pictures(), settings)
+    first, second, third = ([batches.at(time * 13 + place) for place in range(13)] for time in range(3))
+    assert [one.number for one in first] == list(range(13))
+    assert len({one.inputs[0].numpy().tobytes() for one in first}) == 13
+    for later in (second, third):
+        assert sorted(one.number for one in later) == list(range(13))
+        assert all(same_batch(one, first[one.number]) for one in later)
+    orders = [[one.number for one in later] for later in (first, second, third)]
+    assert orders[0] != orders[1] != orders[2]
+    new = batches_of(pictures(), msgspec.structs.replace(settings, views=None))
+    assert all(same_batch(one, new.at(place)) for place, one in enumerate(first))
+    assert new.at(13).number is None
+
+
+def same_batch(one, other):
+    return torch.equal(one.inputs[0], other.inputs[0]) and torch.equal(one.labels, other.labels)
+
+
+def test_a_budget_counts_views_that_come_again_at_what_they_cost(monkeypatch):
+    costs = iter([0.125, 0.03125])
+    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: next(costs))
+    settings = Training(batch_size=16, views=2, budget_minutes=(13 * 0.125 + 40.5 * 0.03125) / 60)
+    assert count_steps(network(), pictures(), loss=CROSS_ENTROPY, settings=settings) == 13 + 40
 
 
 def test_timing_a_budget_leaves_the_module_alone():
