@@ -15,7 +15,8 @@ from edgeexport.records.bounds import BELOW_ONE, COUNT, INNER_SHARE, NOT_NEGATIV
 class Training(Record):
     """How long and how a network is trained. `epochs` may be a fraction; `budget_minutes` is turned into steps once.
 
-    steps: optimizer steps, in place of both. optimizer: "sgd", "adamw", or "module:function" (groups, learning_rate).
+    steps: optimizer steps, in place of both. optimizer: "sgd", "adamw", "adamw-relative" (rates for
+    weights of size 1: each tensor's is times its own), or "module:function" (groups, learning_rate).
     clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
     kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
     20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
-NAMES = ("sgd", "adamw")
+NAMES = ("sgd", "adamw", "adamw-relative")
+# A tensor that starts at zero moves as one of this size (Adafactor's).
+LEAST_SIZE = 1e-3
 
 
 def make_optimizer(modules: list[torch.nn.Module], settings: Training, *, folder: str = ".") -> torch.optim.Optimizer:
     """Return the optimizer of `settings` over every parameter of `modules` that may be trained.
 
-    "sgd" (Nesterov momentum), "adamw", or "module:function" in `folder`: a function of (groups, learning_rate), where
-    groups is what torch's optimizers take as `params`, weight decay included, that returns a torch optimizer.
+    "sgd" (Nesterov momentum), "adamw", "adamw-relative", whose rate for each tensor is multiplied by its root mean
+    square at the start (as in Shazeer and Stern 2018, arXiv:1804.04235: weights of very different sizes, such as
+    equalized ones, move by the same share), or "module:function" in `folder`: a function of (groups, learning_rate),
+    where groups is what torch's optimizers take as `params`, weight decay included, that returns a torch optimizer.
     Raises ModelError if nothing may be trained, RecipeError for an unknown name, RequestError for a function that fails
     or leaves a parameter out.
     """
@@ -41,7 +45,19 @@ def make_optimizer(modules: list[torch.nn.Module], settings: Training, *, folder
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    if settings.optimizer == "adamw-relative":
+        return torch.optim.AdamW(_by_size(groups, settings.learning_rate), lr=settings.learning_rate)
     return _users(settings, [group for group in groups if group["params"]], folder=folder)
+
+
+def _by_size(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[str, Any]]:
+    """Return a group for each tensor, its rate times the root mean square of its values."""
+    apart = []
+    for group in groups:
+        for tensor in group["params"]:
+            size = float(tensor.detach().double().square().mean().sqrt()) or LEAST_SIZE
+            apart.append({**group, "params": [tensor], "lr": learning_rate * size})
+    return apart
 
 
 def _users(settings: Training, groups: list[dict[str, Any]], *, folder: str) -> torch.optim.Optimizer:

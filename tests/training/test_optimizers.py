@@ -8,6 +8,7 @@ import torch
 from edgeexport.errors import RequestError
 from edgeexport.records.recipe import Training
 from edgeexport.training import resolve_loss, train
+from edgeexport.training.optimizers import LEAST_SIZE, make_optimizer
 from tests.training.nets import network, pictures
 
 CROSS_ENTROPY = resolve_loss("cross_entropy")
@@ -122,3 +123,19 @@ def test_auto_is_what_the_cpu_computes_in(able, chosen, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     record = train(network(), pictures(), loss=CROSS_ENTROPY, settings=Training(steps=1))
     assert record.precision == chosen
+
+
+def test_relative_rates_move_every_tensor_by_the_same_share():
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    with torch.no_grad():
+        module[0].weight.fill_(100.0)
+        module[1].weight.fill_(0.001)
+        module[1].bias.zero_()
+    optimizer = make_optimizer([module], Training(optimizer="adamw-relative", learning_rate=0.01, weight_decay=0.0))
+    before = [tensor.detach().clone() for tensor in module.parameters()]
+    for tensor in module.parameters():
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    moved = [float((old - new).detach().abs().mean()) for old, new in zip(before, module.parameters(), strict=True)]
+    sizes = [float(old.square().mean().sqrt()) or LEAST_SIZE for old in before]
+    assert moved == pytest.approx([0.01 * size for size in sizes], rel=1e-3)
