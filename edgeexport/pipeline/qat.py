@@ -16,9 +16,9 @@ import msgspec
 
 from edgeexport import quantization
 from edgeexport.pipeline.encoders import RUNTIME, compared, form_choice, is_encoder
-from edgeexport.pipeline.forms import Rework, Static, planned, rework, spine_path, static_key, written
+from edgeexport.pipeline.forms import Rework, Static, rework, spine_path, written
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibrated
-from edgeexport.pipeline.reweighting import Way, equalized
+from edgeexport.pipeline.reweighting import Way, static_int8
 from edgeexport.pipeline.road import training_key
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -46,12 +46,11 @@ def may_train(lane: Lane, step: Quantize) -> bool:
 
 
 def trained_form(lane: Lane, rung: TorchRung, *, step: Quantize, way: Way, choice: Static) -> Form:
-    """Return the trained form of a rung: of an encoder's linear layers, else of all; balanced first if `way` is."""
+    """Return the trained form of a rung: of an encoder's linear layers, else of all, whose weights went `way` first."""
     if is_encoder(rung) and lane.target.runtime == RUNTIME:
         return Form(f"{rung.name} int8 {NAME} static", rung, lambda: _encoder(lane, rung, step=step))
-    balanced = "equalized" in way
-    name = " ".join([rung.name, "int8", *(["equalized"] if balanced else []), NAME, choice.method])
-    return Form(name, rung, lambda: _whole(lane, rung, step=step, choice=choice, balanced=balanced))
+    name = " ".join(filter(None, [rung.name, "int8", way, NAME, choice.method]))
+    return Form(name, rung, lambda: _whole(lane, rung, step=step, choice=choice, way=way))
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,22 @@ class _Job:
     key: dict[str, Any]
 
 
-def _whole(lane: Lane, rung: TorchRung, *, step: Quantize, choice: Static, balanced: bool) -> Built:
-    """Train a rung for its static int8 form, and write it."""
-    road = lane.road
-    start = equalized(lane, rung) if balanced else rung
-    ranges = calibrated(road, start, method=choice.method, symmetric=lane.target.numbers().symmetric_activations)
-    job = _Job(
-        start,
-        step,
-        lambda: planned(lane, start, choice=choice, ranges=ranges.record),
-        "qdq",
-        static_key(lane, choice=choice, ranges=ranges, of=rung),
-    )
+def _whole(lane: Lane, rung: TorchRung, *, step: Quantize, choice: Static, way: Way) -> Built:
+    """Train a rung for its static int8 form, from the weights and the plan that `way` leads to, and write it."""
+    built = static_int8(lane, rung, way=way, choice=choice)
+    ranges, plan = built.quantized.record.ranges, built.quantized.record.plan
+    assert ranges is not None
+    assert plan is not None
+    job = _Job(built.rung, step, lambda: plan, "qdq", {"from": built.quantized.key})
     stage, changed = _trained(lane, job)
 
     def write(folder: Path) -> Quantized:
-        made = written(lane, changed, plan=stage.record.plan, ranges=ranges.record, folder=folder, of=rung)
+        made = written(lane, changed, plan=stage.record.plan, ranges=ranges, folder=folder, of=rung)
         return msgspec.structs.replace(made, notes=stage.record.notes)
 
-    quantized = road.workspace.stage("quantize", key={NAME: stage.key}, make=write, kind=Quantized)
-    return Built(changed, quantized, before=_before(rung, start))
+    quantized = lane.road.workspace.stage("quantize", key={NAME: stage.key}, make=write, kind=Quantized)
+    start = built.rung.spine.record.artifact
+    return Built(changed, quantized, before=tuple(dict.fromkeys((*built.before, start))))
 
 
 def _encoder(lane: Lane, rung: TorchRung, *, step: Quantize) -> Built:
