@@ -76,6 +76,31 @@ def test_an_onnx_source_is_trained_for_its_integers_ships_and_is_not_trained_twi
     assert desk.run(target="raspberry-pi-5") == 0
 
 
+def test_a_training_starts_from_what_the_best_form_did_to_the_weights(desk, monkeypatch):
+    from edgeexport.pipeline import ladder
+    from edgeexport.quantization import qat
+    from edgeexport.records.base import file_digest
+    from tests.pipeline.conftest import MODELS
+
+    _exported(desk, MODELS)
+    plain, real, started = ladder.trained_form, qat.train_quantized, []
+
+    def rounded_first(lane, rung, *, step, way, choice):
+        return plain(lane, rung, step=step, way=way or "equalized rounded", choice=choice)
+
+    def watched(path, plan, **more):
+        started.append((file_digest(path), plan.model_digest))
+        return real(path, plan, **more)
+
+    monkeypatch.setattr(ladder, "trained_form", rounded_first)
+    monkeypatch.setattr(qat, "train_quantized", watched)
+    assert desk.run() == 0
+    shipped = next(row for row in _rows(desk) if row["status"] == "shipped")
+    assert shipped["name"] == "source int8 equalized rounded qat minmax"
+    refined = list(desk.folder.glob("**/refine-*/spine.onnx"))
+    assert started == [(file_digest(each), file_digest(each)) for each in refined]
+
+
 def test_a_training_for_integers_that_was_stopped_goes_on_where_it_was(desk, monkeypatch):
     from edgeexport.training import unfinished
     from edgeexport.training.stepping import Stepper
