@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from edgeexport.pipeline.road import declared_signature
 from edgeexport.records.recipe import Distill, Training, load_recipe
 from edgeexport.training import TrainingData, resolve_loss, train
 from tests.benchmarks.bar import Bar
+from tests.benchmarks.cost import step_costs
 from tests.real.models import ResNet
 
 RECIPE = Path(__file__).parents[1] / "real" / "resnet20.toml"
-PICTURES, TESTED, STEPS, BATCH, VIEWS, TRIED = 1500, 2000, 1200, 64, 8, 40
+PICTURES, TESTED, STEPS, BATCH, VIEWS = 1500, 2000, 1200, 64, 8
 SEEDS = (0, 1, 2)
 # Student's t for two degrees of freedom, and the normal deviate, both for 95 % two-sided.
 T_OF_THREE, Z = 4.303, 1.96
@@ -44,9 +46,10 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
         training=Training(steps=STEPS, batch_size=BATCH, learning_rate=0.1, augment="crop-flip", views=VIEWS)
     )
     taught = [_taught(seed, teacher, data, step) for seed in SEEDS]
-    each = min(seconds for _, seconds in taught) / STEPS
     new = msgspec.structs.replace(step.training, views=None)
-    alone_steps = round(STEPS * each / _alone(0, data, _for(new, 0, steps=TRIED))[1] * TRIED)
+    costs = _costs(teacher, data, step=step, new=new)
+    asked = VIEWS * len(data) / BATCH  # steps in which the teacher is asked; the others cost what they cost alone
+    alone_steps = round(STEPS + asked * (costs["taught"] / costs["alone"] - 1))
     alone = [_alone(seed, data, _for(new, seed, steps=alone_steps)) for seed in SEEDS]
     hits = [[_hits(module, test) for module, _ in arm] for arm in (taught, alone)]
     gains = [100 * float((one - other).mean()) for one, other in zip(*hits, strict=True)]
@@ -79,6 +82,17 @@ def _pictures(recipe: Any, source: str, count: int) -> TrainingData:
     signature = declared_signature(recipe.model.inputs)
     inputs, labels = arrays(Prepared(samples, tuple(chosen.tolist()), resolve_preprocess(recipe), signature))
     return TrainingData(tuple(inputs.values()), labels)
+
+
+def _costs(teacher: torch.nn.Module, data: TrainingData, *, step: Distill, new: Training) -> dict[str, float]:
+    student, single = _student(0), _student(0)
+    lesson = msgspec.structs.replace(step, training=msgspec.structs.replace(new, epochs=1.0, steps=None))
+    trainings: Any = {
+        "taught": lambda few: distill(student, copy.deepcopy(teacher), data=few, step=lesson),
+        "alone": lambda few: train(single, few, loss=resolve_loss("cross_entropy"), settings=lesson.training),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return step_costs(Path(folder) / "costs.json", trainings, data=data, batch_size=BATCH)
 
 
 def _for(settings: Training, seed: int, *, steps: int) -> Training:

@@ -1,8 +1,8 @@
-"""Weights that nothing hears: of channels that are zero in all samples, before a layer or after it.
+"""Giants that nothing hears: large weights of channels that are zero in all samples, before a layer or after it.
 
 The rule: such a weight may be zero as well, and is set so before the training. Batch norms after a dead channel divide
 by next to nothing: folded, its weights are hundreds of times larger than all others, one scale for all of them would
-be theirs, and no gradient ever made them smaller.
+be theirs, and no gradient ever made them smaller. Others stay: what no sample at hand wakes, the next one may.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from edgeexport.quantization.qat.fused import KernelSite
     from edgeexport.quantization.qat.simulation import Simulation
 
+# How many times larger than all others: half of their integers would go to it.
+GIANT = 2.0
+
 
 def rest_silent(module: Simulation, real: Lifted, *, batches: Iterable[Sequence[Tensor]]) -> int:
-    """Set weights of convolutions to zero where no sample hears them; return how many of them were not zero before.
+    """Set weights of convolutions to zero that set a scale and that no sample hears; return how many those were.
 
     real: the float model, which listens: in integers a giant's scale silences those that live. batches: inputs in the
     model's order. On these samples nothing changes but the rounding, by smaller scales.
@@ -36,11 +39,26 @@ def rest_silent(module: Simulation, real: Lifted, *, batches: Iterable[Sequence[
             used[part] = used[part] | mask if part in used else mask
     rested = 0
     with torch.no_grad():
-        for name, mask in used.items():
-            rested += int((~mask & (module.value(name) != 0)).sum())
-            module.value(name).mul_(mask)
+        for name, site in module.weights.items():
+            if name in used:
+                value = module.value(name)
+                giants = _giants(value, used[name], axis=site.axis)
+                biases = [each.bias for each in module.biases if each.weight == name]
+                for bias in biases:  # an output that is never heard must not be left to its bias alone
+                    rows = giants.flatten(1).any(dim=1) & ~used[bias]
+                    giants[rows] = True
+                    module.value(bias)[rows] = 0.0
+                rested += int((giants & (value != 0)).sum())
+                value.mul_(~giants)
     module.restart_steps()
     return rested
+
+
+def _giants(value: Tensor, heard: Tensor, *, axis: int | None) -> Tensor:
+    """Return which weights nothing hears are far larger than all that are heard under the same scale."""
+    others = [index for index in range(value.ndim) if index != axis]
+    largest = (value.abs() * heard).amax(others, keepdim=True)
+    return ~heard & (value.abs() > GIANT * largest) & (largest > 0)
 
 
 def _after(kernel: KernelSite, heard: Mapping[str, Tensor]) -> Tensor | None:
