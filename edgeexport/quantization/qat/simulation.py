@@ -57,8 +57,9 @@ class _Place:
 class Simulation(nn.Module):
     """What an int8 file computes, as a module whose float weights have their ONNX names.
 
-    learn_steps: the scales of weights and activations are trained too (LSQ). Otherwise those of activations stay, and
-    those of weights follow their values, as the planner's do. Zero points never change. arm: its kernels are meant.
+    It starts with the plan's scales. learn_steps: those of weights and activations are trained too (LSQ). Otherwise
+    those of activations stay, and those of weights follow their values, as the planner's do: where the plan has a wider
+    one, by as much wider. Zero points never change. arm: its kernels are meant.
     """
 
     def __init__(self, twin: Twin, plan: QuantizationPlan, *, learn_steps: bool = False, arm: bool = False) -> None:
@@ -74,6 +75,8 @@ class Simulation(nn.Module):
         self._fuse(twin)
         self._places: dict[tuple[str, str], int] = {}
         self._starts: list[Tensor] = []
+        self._wider: dict[str, Tensor] = {}
+        self._wider = self._beside_the_plan()
         self._factors = nn.ParameterList()
         if learn_steps:
             with self._filled():
@@ -223,7 +226,17 @@ class Simulation(nn.Module):
         key = ("weight", site.weight)
         if key in self._places:
             return torch.maximum(self._given(key, least), least.float())
-        return following(self.value(site.weight), axis=site.axis, limit=site.limit, least=least)
+        found = following(self.value(site.weight), axis=site.axis, limit=site.limit, least=least)
+        if site.weight not in self._wider:
+            return found
+        return torch.maximum(found.double() * self._wider[site.weight], least).float()
+
+    def _beside_the_plan(self) -> dict[str, Tensor]:
+        """Weight → how many times the plan's scales are those that its values ask for; exact in float64."""
+        points = {name: self._plan.weights[name] for name in self.weights if name in self._plan.weights}
+        with torch.no_grad(), self._filled():
+            now = {name: self._scales["weight", name].double() for name in points}
+        return {name: torch.tensor(points[name].scales, dtype=torch.float64) / now[name] for name in points}
 
     def _least(self, site: WeightSite) -> Tensor:
         """The least scales with which biases fit 32 bits and pairs their sums (`plan_quantization` says the same)."""

@@ -14,7 +14,7 @@ import torch
 
 from edgeexport import graph
 from edgeexport.errors import ModelError, UnsupportedOperator
-from edgeexport.quantization import quantize
+from edgeexport.quantization import learn_rounding, quantize
 from edgeexport.quantization.plan import weight_scales
 from edgeexport.quantization.qat import simulate, twin_of
 from edgeexport.quantization.qat.agreement import EXACT, agreement, prove_stored
@@ -166,6 +166,27 @@ def test_a_bias_too_large_for_its_sum_widens_the_scale_as_the_planner_does(tmp_p
     module = simulate(path, plan)
     prove_stored(module, twin_of(path, plan, form="qdq", int8=tmp_path / "int8.onnx"))
     assert module.plan(plan.model_digest) == plan
+
+
+@LEARN
+@pytest.mark.parametrize("numbers", ["per-channel", "per-tensor"])
+def test_the_simulation_of_learnt_rounding_starts_with_the_scales_and_integers_of_its_file(
+    numbers: str, learn_steps: bool, tmp_path: Path
+) -> None:
+    path, made, int8 = small_mobilenet(tmp_path / "net.onnx"), tmp_path / "made.onnx", tmp_path / "int8.onnx"
+    plan = learn_rounding(path, planned(path, FORMATS[numbers]), samples=SAMPLES, out=made)
+    name = next(iter(plan.weights))
+    point = plan.weights[name]
+    wide = msgspec.structs.replace(point, scales=tuple(scale * 1.07 for scale in point.scales))
+    plan = msgspec.structs.replace(plan, weights={**plan.weights, name: wide})
+    module = simulate(made, plan, learn_steps=learn_steps)
+    assert {key: np.float32(value.scales).tolist() for key, value in module.plan("").weights.items()} == {
+        key: np.float32(value.scales).tolist() for key, value in plan.weights.items()
+    }
+    twin = twin_of(made, plan, form="qdq", int8=int8)
+    prove_stored(module, twin)
+    found = agreement(module, twin, int8=int8, samples=SAMPLES[:2])
+    assert found.equal == found.values
 
 
 def test_an_operator_that_torch_cannot_express_is_refused_by_name(tmp_path: Path) -> None:
