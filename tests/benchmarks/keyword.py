@@ -1,8 +1,9 @@
 """Spoken digits of a speaker that was never heard: a keyword net compressed, beside itself and a small net alone.
 
 The compressed net (a smaller one, distilled, in int8) and the same small net trained alone get the same CPU time, and
-both share the front-end of the large one, inside the graph. EDGEEXPORT_BENCHMARKS_FULL=1 holds out each of the five
-speakers in turn. Workspaces are kept in the cache: a killed run goes on.
+both have the front-end of the large one, inside the graph. The one alone is judged in the form that ships of it, which
+may be fp32. EDGEEXPORT_BENCHMARKS_FULL=1 holds out each of the five speakers in turn. Workspaces are kept in the cache:
+a killed run goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.benchmarks.wheels import CACHE
 from tests.real import keywords
 
 DROP, SMALLER, FASTER, MOST_PARAMETERS = 0.5, 6.0, 3.0, 150_000
-LARGE_EPOCHS, STUDENT_EPOCHS, VIEWS = 20.0, 40.0, 10
+LARGE_EPOCHS, STUDENT_EPOCHS = 20.0, 40.0
 SPEAKERS = (keywords.HELD_OUT, "george", "jackson", "lucas", "nicolas")
 TRAINING = Training(batch_size=64, learning_rate=0.003, optimizer="adamw", weight_decay=1e-3, augment="keywords:varied")
 LARGE, SMALL = "keywords:ds_cnn", "keywords:small_ds_cnn"
@@ -56,10 +57,9 @@ def _row(speaker: str) -> dict[str, float]:
     judging = keywords.Clips(lambda one: one == speaker)
     data = DataSpec(train=heard, evaluate=judging)
     costs = step_costs(CACHE / "keyword" / "costs.json", _trainings(), data=_arrays(heard), batch_size=64)
-    # The teacher is asked in the epochs whose views are new; in the others a step costs what it costs alone.
-    alone_epochs = STUDENT_EPOCHS + VIEWS * (costs["distil"] / costs["alone"] - 1)
+    alone_epochs = STUDENT_EPOCHS * costs["distil"] / costs["alone"]
     small = ModelSpec(factory=SMALL, inputs=INPUTS)
-    distil = Distill(student=small, training=_for(STUDENT_EPOCHS, views=VIEWS))
+    distil = Distill(student=small, training=_for(STUDENT_EPOCHS))
     compressed = _shipped(
         f"{speaker}-compressed",
         Recipe(
@@ -94,8 +94,8 @@ def _row(speaker: str) -> dict[str, float]:
     }
 
 
-def _for(epochs: float, *, views: int | None = None) -> Training:
-    return msgspec.structs.replace(TRAINING, epochs=epochs, views=views)
+def _for(epochs: float) -> Training:
+    return msgspec.structs.replace(TRAINING, epochs=epochs)
 
 
 def _score(score: Any) -> float:
@@ -107,8 +107,8 @@ def _shipped(name: str, recipe: Recipe) -> TargetResult:
     place = CACHE / "keyword" / name
     record = edgeexport.run(recipe, [host_target()], out=place / "out", workspace=place / "work", progress=_say)
     result = record.targets[0]
-    if result.shipped is None or "int8" not in result.shipped:
-        sys.exit(f"{name}: shipped {result.shipped}, not an int8 form: {result.nearest_miss}")
+    if result.shipped is None:
+        sys.exit(f"{name}: nothing shipped: {result.nearest_miss}")
     return result
 
 
