@@ -36,7 +36,7 @@ from tests.needs import DATA
 BROKEN, DROP = 5.0, 0.5
 CROPS = 16
 SCALE = float(os.environ.get("EDGEEXPORT_BENCHMARKS_SCALE") or 1)
-FOR_INTEGERS = Tuning(epochs=0.75 * SCALE, batch_size=16, learning_rate=2e-4, optimizer="adamw-relative")
+FOR_INTEGERS = Tuning(epochs=0.5 * SCALE, batch_size=16, learning_rate=1e-4, optimizer="adamw-relative")
 
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
