@@ -30,7 +30,7 @@ from tests.benchmarks.cost import step_costs
 from tests.real.models import ResNet
 
 RECIPE = Path(__file__).parents[1] / "real" / "resnet20.toml"
-PICTURES, TESTED, STEPS, BATCH, VIEWS = 1500, 2000, 1200, 64, 8
+PICTURES, TESTED, STEPS, BATCH, VIEWS = 1500, 5000, 1200, 64, 8
 SEEDS = (0, 1, 2)
 # Student's t for two degrees of freedom, and the normal deviate, both for 95 % two-sided.
 T_OF_THREE, Z = 4.303, 1.96
