@@ -20,8 +20,9 @@ class Training(Record):
     clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
     kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
     20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
-    computes in it. views: epochs whose batches are new; after them the same ones come again, in another order, and what
-    a teacher said to them is remembered (Shen and Xing 2022, arXiv:2112.01528). None: every epoch is new.
+    computes in it. views: epochs whose batches are new; after them the same ones come again, in another order, and the
+    outputs of a teacher (not its features) are remembered, up to 1 GiB (Shen and Xing 2022, arXiv:2112.01528). None:
+    every epoch is new.
     """
 
     epochs: float = 1.0

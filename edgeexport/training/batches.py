@@ -92,7 +92,7 @@ class Batches:
         return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _permutation(key: tuple[int, int, int], *, total: int) -> np.ndarray:
     import numpy as np
 

@@ -61,6 +61,10 @@ class Taught:
             return soft
         return self.soft_share * soft + (1 - self.soft_share) * self.hard(outputs, batch)
 
+    def forget(self) -> None:
+        """Forget what was said: numbers of batches mean something in one training only."""
+        self._remembered.clear()
+
     def _wanted(self, batch: Batch) -> torch.Tensor:
         """Return what the teacher says to a batch: from memory if it can be, else by asking it."""
         import torch
@@ -79,7 +83,7 @@ class Taught:
 def distillation_loss(
     teacher: torch.nn.Module, *, temperature: float, soft_share: float, hard: Loss | None, classes: bool = True
 ) -> Loss:
-    """Return `soft_share` x soft + (1 - soft_share) x hard, as a loss for one training.
+    """Return `soft_share` x soft + (1 - soft_share) x hard, as a loss for the trainer.
 
     soft: see `logits`. Without `hard` (no labels) the soft part is all there is.
     """

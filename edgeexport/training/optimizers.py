@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
 NAMES = ("sgd", "adamw", "adamw-relative")
-# A tensor that starts at zero moves as one of this size (Adafactor's).
+# Smaller tensors, zero among them, move as if they were of this size (Adafactor's).
 LEAST_SIZE = 1e-3
 
 
 def make_optimizer(modules: list[torch.nn.Module], settings: Training, *, folder: str = ".") -> torch.optim.Optimizer:
     """Return the optimizer of `settings` over every parameter of `modules` that may be trained.
 
-    "sgd" (Nesterov momentum), "adamw", "adamw-relative", whose rate for each tensor is multiplied by its root mean
-    square at the start (as in Shazeer and Stern 2018, arXiv:1804.04235: weights of very different sizes, such as
-    equalized ones, move by the same share), or "module:function" in `folder`: a function of (groups, learning_rate),
-    where groups is what torch's optimizers take as `params`, weight decay included, that returns a torch optimizer.
+    "sgd" (Nesterov momentum), "adamw", "adamw-relative" or "module:function" in `folder`: a function of (groups,
+    learning_rate), where groups is what torch's optimizers take as `params`, weight decay included, that returns a
+    torch optimizer. "adamw-relative" is for weights that are good already: the rate for each tensor is multiplied by
+    its root mean square at the start (as in Shazeer and Stern 2018, arXiv:1804.04235), so that weights of very
+    different sizes, such as equalized ones, move by the same share.
     Raises ModelError if nothing may be trained, RecipeError for an unknown name, RequestError for a function that fails
     or leaves a parameter out.
     """
@@ -55,8 +56,9 @@ def _by_size(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[st
     apart = []
     for group in groups:
         for tensor in group["params"]:
-            size = float(tensor.detach().double().square().mean().sqrt()) or LEAST_SIZE
-            apart.append({**group, "params": [tensor], "lr": learning_rate * size})
+            size = max(float(tensor.detach().double().square().mean().sqrt()), LEAST_SIZE)
+            decay = group["weight_decay"] / size  # a step decays by rate x this
+            apart.append({"params": [tensor], "lr": learning_rate * size, "weight_decay": decay})
     return apart
 
 

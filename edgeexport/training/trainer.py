@@ -223,6 +223,9 @@ class _Course:
 
 @contextlib.contextmanager
 def _course(module: torch.nn.Module, data: TrainingData, *, loss: Loss, settings: Training) -> Iterator[_Course]:
+    forget = getattr(loss, "forget", None)  # what a teacher said in another training
+    if forget is not None:
+        forget()
     data, held_out = hold_out(data, settings)
     batches = batches_of(data, settings)
     with stepping(module, data, loss=loss, settings=settings) as stepper:

@@ -27,7 +27,8 @@ def step_costs(kept: Path, trainings: Trainings, *, data: TrainingData, batch_si
     """
     if kept.is_file():
         known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-        return known
+        if known.keys() == trainings.keys():
+            return known
     sys.stderr.write(f"timing the steps of {', '.join(trainings)}\n")
     spent: dict[str, list[float]] = {name: [] for name in trainings}
     for number in range(ROUNDS + 1):

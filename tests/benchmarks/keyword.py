@@ -70,6 +70,7 @@ def _row(speaker: str) -> dict[str, float]:
             step=(Train(training=_for(LARGE_EPOCHS)), distil, Quantize(keep_float=keywords.FRONT)),
             folder=str(FOLDER),
         ),
+        form="int8",
     )
     alone = _shipped(
         f"{speaker}-alone",
@@ -103,13 +104,13 @@ def _score(score: Any) -> float:
     return float("nan") if score is None else float(score.value)
 
 
-def _shipped(name: str, recipe: Recipe) -> TargetResult:
+def _shipped(name: str, recipe: Recipe, *, form: str = "") -> TargetResult:
     """Run a recipe for this machine's target; the workspace stays in the cache."""
     place = CACHE / "keyword" / name
     record = edgeexport.run(recipe, [host_target()], out=place / "out", workspace=place / "work", progress=_say)
     result = record.targets[0]
-    if result.shipped is None:
-        sys.exit(f"{name}: nothing shipped: {result.nearest_miss}")
+    if result.shipped is None or form not in result.shipped:
+        sys.exit(f"{name}: shipped {result.shipped}, not in {form}: {result.nearest_miss}")
     return result
 
 

@@ -89,7 +89,8 @@ def networks(work: Workspace, data: TrainingData) -> tuple[nn.Module, nn.Module,
     costs = step_costs(work.path / "costs.json", _trainings(teacher), data=data, batch_size=TUNE.batch_size)
     key |= {"distil": msgspec.to_builtins(DISTIL), "kept": KEPT}
     student = trained(work, "student", key=key, build=lambda: cut(teacher), fit=_distilling(teacher, data))
-    spent = DISTIL.training.epochs * costs["alone"] + VIEWS * (costs["distil"] - costs["alone"])
+    asked = min(VIEWS, DISTIL.training.epochs)
+    spent = DISTIL.training.epochs * costs["alone"] + asked * (costs["distil"] - costs["alone"])
     epochs = TUNE.epochs + spent / costs["tune"]
     key |= {"control": epochs}
     control = trained(work, "control", key=key, build=released, fit=_tuning(data, epochs))

@@ -131,11 +131,16 @@ def test_relative_rates_move_every_tensor_by_the_same_share():
         module[0].weight.fill_(100.0)
         module[1].weight.fill_(0.001)
         module[1].bias.zero_()
-    optimizer = make_optimizer([module], Training(optimizer="adamw-relative", learning_rate=0.01, weight_decay=0.0))
+    optimizer = make_optimizer([module], Training(optimizer="adamw-relative", learning_rate=0.01, weight_decay=0.1))
     before = [tensor.detach().clone() for tensor in module.parameters()]
     for tensor in module.parameters():
         tensor.grad = torch.ones_like(tensor)
     optimizer.step()
-    moved = [float((old - new).detach().abs().mean()) for old, new in zip(before, module.parameters(), strict=True)]
-    sizes = [float(old.square().mean().sqrt()) or LEAST_SIZE for old in before]
-    assert moved == pytest.approx([0.01 * size for size in sizes], rel=1e-3)
+    after = list(module.parameters())
+    moved = [float((old - new).detach().abs().mean()) for old, new in zip(before, after, strict=True)]
+    decayed = [0.1 if old.ndim > 1 else 0.0 for old in before]
+    wanted = [
+        0.01 * (max(float(old.square().mean().sqrt()), LEAST_SIZE) + share * float(old.mean()))
+        for old, share in zip(before, decayed, strict=True)
+    ]
+    assert moved == pytest.approx(wanted, rel=1e-3)

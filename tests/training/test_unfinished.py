@@ -18,7 +18,15 @@ from tests.training.nets import network, pictures, same
 pytestmark = pytest.mark.faults
 CROSS_ENTROPY = resolve_loss("cross_entropy")
 KILLED_AT = 7
-EVERYTHING = {"augment": "crop-flip", "ema": 0.9, "keep": "best", "clip_norm": 1.0, "batch_size": 16, "steps": 15}
+EVERYTHING = {
+    "augment": "crop-flip",
+    "ema": 0.9,
+    "keep": "best",
+    "clip_norm": 1.0,
+    "batch_size": 16,
+    "steps": 15,
+    "views": 1,
+}
 KILLED = f"""
 import os, signal, sys
 import torch
@@ -70,7 +78,7 @@ def counted(calls):
     return pictures(augment=augment)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adamw-relative"])
 def test_a_killed_training_ends_in_the_same_bits(optimizer, tmp_path):
     settings = Training(optimizer=optimizer, learning_rate=0.02, **EVERYTHING)
     killed(settings, tmp_path)

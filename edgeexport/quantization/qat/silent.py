@@ -7,7 +7,7 @@ be theirs, and no gradient ever made them smaller. Others stay: what no sample a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,26 +32,35 @@ def rest_silent(module: Simulation, real: Lifted, *, batches: Iterable[Sequence[
     heard = _heard(module, real, batches=batches) if convolutions else {}
     convolutions = [kernel for kernel in convolutions if kernel.sources[0] in heard]
     used: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for kernel in convolutions:
         name = module.weight_names[kernel.weight]
-        after = _after(kernel, heard)
-        for part, mask in _masks(module, name, live=heard[kernel.sources[0]], after=after):
-            used[part] = used[part] | mask if part in used else mask
+        mask, ears = _masks(module, name, live=heard[kernel.sources[0]], after=_after(kernel, heard))
+        used[name] = used[name] | mask if name in used else mask
+        for part in (name, *_biases(module, name)):
+            outputs[part] = outputs[part] | ears if part in outputs else ears
     rested = 0
     with torch.no_grad():
-        for name, site in module.weights.items():
-            if name in used:
-                value = module.value(name)
-                giants = _giants(value, used[name], axis=site.axis)
-                biases = [each.bias for each in module.biases if each.weight == name]
-                for bias in biases:  # an output that is never heard must not be left to its bias alone
-                    rows = giants.flatten(1).any(dim=1) & ~used[bias]
-                    giants[rows] = True
-                    module.value(bias)[rows] = 0.0
-                rested += int((giants & (value != 0)).sum())
-                value.mul_(~giants)
+        for name, mask in used.items():
+            value, biases = module.value(name), _biases(module, name)
+            giants = _giants(value, mask, axis=module.weights[name].axis)
+            # The rest of an output that is never heard, or its bias, would wake it without its giant: all go, or none.
+            dead = ~outputs[name]
+            rows = dead & giants.flatten(1).any(dim=1)
+            for bias in biases:
+                rows = rows & ~outputs[bias]
+            giants[dead] = False
+            giants[rows] = True
+            for bias in biases:
+                module.value(bias)[rows] = 0.0
+            rested += int((giants & (value != 0)).sum())
+            value.mul_(~giants)
     module.restart_steps()
     return rested
+
+
+def _biases(module: Simulation, name: str) -> list[str]:
+    return [site.bias for site in module.biases if site.weight == name]
 
 
 def _giants(value: Tensor, heard: Tensor, *, axis: int | None) -> Tensor:
@@ -66,15 +75,14 @@ def _after(kernel: KernelSite, heard: Mapping[str, Tensor]) -> Tensor | None:
     return heard.get(kernel.into[0].tensor) if kernel.into else None
 
 
-def _masks(module: Simulation, name: str, *, live: Tensor, after: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield a weight (outputs, inputs of a group, …) and its biases, each with what in it some sample hears."""
+def _masks(module: Simulation, name: str, *, live: Tensor, after: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what some sample hears of a weight (outputs, inputs of a group, …), and which outputs are heard."""
     weight = module.value(name)
     outputs, width = weight.shape[:2]
     group = torch.arange(outputs) * (len(live) // width) // outputs
     ears = torch.ones(outputs, dtype=torch.bool) if after is None else after
     mask = live[group[:, None] * width + torch.arange(width)] & ears[:, None]
-    yield name, mask.reshape(outputs, width, *[1] * (weight.ndim - 2))
-    yield from ((site.bias, ears) for site in module.biases if site.weight == name)
+    return mask.reshape(outputs, width, *[1] * (weight.ndim - 2)), ears
 
 
 def _heard(module: Simulation, real: Lifted, *, batches: Iterable[Sequence[Tensor]]) -> dict[str, Tensor]:

@@ -233,7 +233,8 @@ class Simulation(nn.Module):
 
     def _beside_the_plan(self) -> dict[str, Tensor]:
         """Weight → how many times the plan's scales are those that its values ask for; exact in float64."""
-        points = {name: self._plan.weights[name] for name in self.weights if name in self._plan.weights}
+        planned = {name: self._plan.weights[name] for name in self.weights if name in self._plan.weights}
+        points = {name: point for name, point in planned.items() if point.axis == self.weights[name].axis}
         with torch.no_grad(), self._filled():
             now = {name: self._scales["weight", name].double() for name in points}
         return {name: torch.tensor(points[name].scales, dtype=torch.float64) / now[name] for name in points}

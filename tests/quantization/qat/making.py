@@ -16,6 +16,7 @@ from tests.quantization.encoder_nets import sentences
 from tests.quantization.nets import Net, pictures
 
 SAMPLES = pictures(4, shape=(8, 3, 16, 16))
+ENCODERS = NumberFormat(activations="uint8")
 
 
 def planned(path: Path, numbers: NumberFormat) -> QuantizationPlan:
@@ -26,10 +27,9 @@ def planned(path: Path, numbers: NumberFormat) -> QuantizationPlan:
 
 
 def planned_encoder(
-    path: Path, *, reduce_range: bool = False, samples: list[dict[str, NDArray[Any]]] | None = None
+    path: Path, *, numbers: NumberFormat = ENCODERS, samples: list[dict[str, NDArray[Any]]] | None = None
 ) -> QuantizationPlan:
     """The plan of the static form of a small encoder."""
-    numbers = NumberFormat(activations="uint8", reduce_range=reduce_range)
     ranges = calibrate(path, samples or sentences(8), samples_digest="sha256:0")
     return plan_quantization(path, ranges, numbers=numbers, keep_float=keep_encoder_float(path))
 

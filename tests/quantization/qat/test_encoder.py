@@ -20,7 +20,7 @@ from edgeexport.records.recipe import Tuning
 from edgeexport.runtimes.ort import open_session
 from edgeexport.training import TrainingData
 from tests.quantization.encoder_nets import sentences, small_encoder
-from tests.quantization.qat.making import planned_encoder
+from tests.quantization.qat.making import ENCODERS, planned_encoder
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
@@ -29,7 +29,7 @@ def test_an_encoder_is_simulated_to_the_bit_and_within_one_step(
     reduce_range: bool, learn_steps: bool, tmp_path: Path
 ) -> None:
     path, int8 = small_encoder(tmp_path / "net.onnx"), tmp_path / "int8.onnx"
-    plan = planned_encoder(path, reduce_range=reduce_range)
+    plan = planned_encoder(path, numbers=msgspec.structs.replace(ENCODERS, reduce_range=reduce_range))
     module = simulate(path, plan, form="encoder", learn_steps=learn_steps)
     twin = twin_of(path, plan, form="encoder", int8=int8)
     prove_stored(module, twin)
@@ -69,6 +69,12 @@ def test_training_brings_an_encoder_nearer_to_float_and_the_same_file_is_written
                 for key, value in real.items()]  # fmt: skip
         errors[name] = float(np.mean(gaps))
     assert errors["trained"] < 0.7 * errors["plain"]
+
+
+def test_a_plan_with_one_scale_a_weight_starts_from_those_for_each_column_as_its_file_does(tmp_path: Path) -> None:
+    path, int8 = small_encoder(tmp_path / "net.onnx"), tmp_path / "int8.onnx"
+    plan = planned_encoder(path, numbers=msgspec.structs.replace(ENCODERS, per_channel=False))
+    prove_stored(simulate(path, plan, form="encoder"), twin_of(path, plan, form="encoder", int8=int8))
 
 
 def test_scales_of_the_plan_stand_in_the_file_of_an_encoder(tmp_path: Path) -> None:

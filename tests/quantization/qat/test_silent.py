@@ -86,6 +86,26 @@ def test_a_giant_whose_output_is_never_heard_goes_with_its_bias(tmp_path: Path) 
     assert error(module, path) < before / 10
 
 
+def test_an_output_without_bias_is_not_woken_by_taking_its_giant_alone(tmp_path: Path) -> None:
+    net = Net(seed=5)
+    x = net.put("Relu", net.conv("image", 3, 8))
+    weight = (net.random.standard_normal((8, 8, 1, 1)) / 4).astype(np.float32)
+    weight[DEAD] = np.abs(weight[DEAD])
+    weight[DEAD, 0] = -300.0  # what comes before is never negative: a little of channel 0 silences this output
+    y = net.put("Relu", net.put("Conv", x, net.store(weight), kernel_shape=[1, 1]))
+    net.gemm(net.put("Flatten", net.put("GlobalAveragePool", y)), 8, 10)
+    path = net.save(tmp_path / "net.onnx")
+    model = graph.load(path)
+    lively = {name: value.copy() for name, value in graph.initializers(model).items()}
+    lively["w1"][0] = 50.0
+    graph.save(graph.with_initializers(model, {"w1": lively["w1"]}), path)
+    module = simulate(path, planned(path, FORMATS["per-tensor"]))
+    before = error(module, path)
+    assert listened(module, path) == 8
+    assert not module.value("w2")[DEAD].any()
+    assert error(module, path) < before / 10
+
+
 def test_a_weight_of_common_size_stays_though_no_sample_hears_it(tmp_path: Path) -> None:
     path = deadened(tmp_path / "net.onnx", giant=1.0)
     module = simulate(path, planned(path, FORMATS["per-tensor"]))
