@@ -94,14 +94,13 @@ def test_remembered_answers_are_those_that_the_teacher_would_give(monkeypatch):
 
 
 def test_what_a_teacher_said_in_one_training_is_no_answer_in_the_next():
-    loss = distillation_loss(classifier(0), temperature=4.0, soft_share=1.0, hard=None)
     settings = msgspec.structs.replace(TRAINING, epochs=3, views=1)
-    other = TrainingData(-rows().arrays[0])
-    one, again = classifier(1), classifier(1)
-    train(one, other, loss=loss, settings=settings)
-    train(classifier(1), rows(), loss=loss, settings=settings)
-    train(again, other, loss=loss, settings=settings)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    used, new = (distillation_loss(classifier(0), temperature=4.0, soft_share=1.0, hard=None) for _ in range(2))
+    train(classifier(1), TrainingData(-rows().arrays[0]), loss=used, settings=settings)
+    one, other = classifier(1), classifier(1)
+    train(one, rows(), loss=used, settings=settings)
+    train(other, rows(), loss=new, settings=settings)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_single_output_is_matched_by_its_value():
