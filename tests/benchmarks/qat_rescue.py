@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import edgeexport
+from edgeexport import graph
 from edgeexport.quantization import Lesson, equalize, learn_rounding, plan_quantization, quantize, train_quantized
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.target import load_target
@@ -72,7 +73,16 @@ def _forms(fp32: Path, pictures: Pictures, *, folder: Path, state: Path) -> tupl
     data = TrainingData((_heard(),))
     found = train_quantized(better, plan, data=data, out=learnt, lesson=lesson, progress=_say)
     quantize(learnt, found.plan, out=files["trained"])
-    return files, {"steps": found.record.steps, "loss": found.record.final_loss, "agreement": found.agreement}
+    moved = moved_integers(files["rounded"], files["trained"])
+    training = {"steps": found.record.steps, "loss": found.record.final_loss, "moved_integers": moved}
+    return files, {**training, "agreement": found.agreement}
+
+
+def moved_integers(before: Path, after: Path) -> float:
+    """Return the share of a file's int8 weights that another one of the same network has otherwise."""
+    old, new = (graph.initializers(graph.load(path)) for path in (before, after))
+    weights = [name for name, value in old.items() if value.dtype == np.int8 and value.ndim > 1]
+    return float(np.mean(np.concatenate([(old[name] != new[name]).ravel() for name in weights])))
 
 
 def _plan(path: Path, feeds: list[dict[str, Any]]) -> QuantizationPlan:
