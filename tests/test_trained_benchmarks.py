@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import edgeexport
@@ -22,6 +24,7 @@ from edgeexport.workspace import Workspace
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
+from tests.benchmarks.qat_rescue import moved_integers
 from tests.benchmarks.resnet56 import KEPT, cut
 from tests.real import keywords
 from tests.real.models import resnet56
@@ -116,3 +119,14 @@ def test_what_is_never_measured_validly_has_no_ratio_and_says_why(
     assert ratios(Path("1.onnx"), [Path("3.onnx"), Path("2.onnx")], samples=[]) == [Interval(3.0), None]
     assert len(launched) == TRIES
     assert capsys.readouterr().err.count("2.onnx is not measured validly: a neighbour") == TRIES
+
+
+def test_a_training_that_moves_no_integer_is_told_from_one_that_does(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("before.onnx", "same.onnx", "moved.onnx")]
+    for path, last in zip(files, (3, 3, 4), strict=True):
+        weight = np.array([[1, 2], [0, last]], np.int8)
+        points = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.1), "scale")]
+        node = helper.make_node("DequantizeLinear", ["w", "scale"], ["y"])
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+        onnx.save(helper.make_model(helper.make_graph([node], "net", [], [output], points)), path)
+    assert [moved_integers(files[0], path) for path in files[1:]] == [0.0, 0.25]
