@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from edgeexport.compression.distill import distill
-from edgeexport.errors import RecipeError, UnsupportedOperator
+from edgeexport.compression.onnx_teacher import onnx_teacher
+from edgeexport.errors import RecipeError
 from edgeexport.records.recipe import Distill, ModelSpec, Training
 from edgeexport.training import (
     Batch,
@@ -203,19 +204,9 @@ def exported(folder, module):
     return path
 
 
-@pytest.mark.parametrize("lifted", [True, False])
-def test_an_onnx_file_teaches_as_its_network_does(lifted, tmp_path, monkeypatch):
-    from edgeexport.compression import onnx_teacher
-
+def test_an_onnx_file_teaches_as_its_network_does(tmp_path):
     teacher = pictured(8).eval()
-    path = exported(tmp_path, teacher)
-    if not lifted:
-
-        def refuse(model):
-            raise UnsupportedOperator("none of them")
-
-        monkeypatch.setattr(onnx_teacher.graph, "lift", refuse)
-    module = onnx_teacher.onnx_teacher(path, {})
+    module = onnx_teacher(exported(tmp_path, teacher), {})
     inputs = torch.from_numpy(small_pictures().arrays[0])
     with torch.no_grad():
         torch.testing.assert_close(first_output(module(inputs)), teacher(inputs), rtol=1e-4, atol=1e-4)
