@@ -68,6 +68,8 @@ def prune(
     from edgeexport.compression.source import example_feeds
 
     example, step = example_feeds(inputs), step or Prune(macs=2.0)
+    # In train mode, every look at it would move its batch norms.
+    module = copy.deepcopy(module).eval()
     found = find_candidates(module, example, step=step, progress=progress)
     means = Means()
     if step.speedup is not None and target is not None:
@@ -77,7 +79,7 @@ def prune(
         table = time_layers(Place(_target(target), "int8", device), wanted, progress=progress)
         means = Means([latency_price(module, example, table=table)])
     plan = plan_pruning(module, example, step=step, means=means, candidates=found, progress=progress)
-    return apply_pruning(copy.deepcopy(module), plan, example=example), plan
+    return apply_pruning(module, plan, example=example), plan
 
 
 def export(

@@ -42,15 +42,14 @@ def find_candidates(
     Raises RecipeError for an unknown locked layer.
     """
     _check_locked(module, step.locked)
+    locked = _with_insides(module, step.locked)
     groups: list[ChannelGroup] = []
-    attentions = find_heads(module, example, locked=step.locked)
+    attentions = find_heads(module, example, locked=locked)
     if "width" in step.parts:
         projections = {each.layer for group in attentions for each in group.members if each.side == "out"}
-        groups += [
-            group for group in find_groups(module, example, locked=step.locked) if group.layer not in projections
-        ]
+        groups += [group for group in find_groups(module, example, locked=locked) if group.layer not in projections]
     groups += attentions if "heads" in step.parts else []
-    blocks = depth.find_blocks(module, example, locked=step.locked) if "depth" in step.parts else []
+    blocks = depth.find_blocks(module, example, locked=locked) if "depth" in step.parts else []
     refused = {group.layer: group.blocked for group in groups if group.blocked}
     refused |= {block.name: block.blocked for block in blocks if block.blocked}
     safe, unsafe = _proven(module, example, groups=groups, step=step, progress=progress)
@@ -67,6 +66,12 @@ def _check_locked(module: torch.nn.Module, locked: Sequence[str]) -> None:
                 f"locked layer `{name}` is not in the model",
                 next_step=f"did you mean `{close[0]}`?" if close else f"its layers: {', '.join(names[:8])}, ...",
             )
+
+
+def _with_insides(module: torch.nn.Module, locked: Sequence[str]) -> tuple[str, ...]:
+    """Return the locked names, and those of all layers inside them."""
+    inside = tuple(f"{name}." for name in locked)
+    return tuple(name for name, _ in module.named_modules() if name in locked or name.startswith(inside))
 
 
 def _proven(

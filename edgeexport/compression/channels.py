@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -93,19 +94,21 @@ def find_groups(
     """Return every channel group of the module, in the order of its layers; the module is not changed."""
     module = copy.deepcopy(module)
     graph = trace(module, example)
-    names = {layer: name for name, layer in module.named_modules()}
+    names, shared = {layer: name for name, layer in module.named_modules()}, _shared(module)
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
     for name, layer in module.named_modules():
         if name in seen or not is_weighted(layer) or layer not in graph.module2node:
             continue
-        group = _read_group(graph, layer, names=names, locked=locked)
+        group = _read_group(graph, layer, names=names, locked=locked, shared=shared)
         seen.update(member.layer for member in group.members if member.side == "out")
         groups.append(group)
     return groups
 
 
-def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Sequence[str]) -> ChannelGroup:
+def _read_group(
+    graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Sequence[str], shared: Collection[int]
+) -> ChannelGroup:
     width = layer.weight.shape[0] if not getattr(layer, "transposed", False) else layer.out_channels
     try:
         items = _group(graph, layer, channels=range(width))
@@ -123,7 +126,7 @@ def _read_group(graph: Any, layer: Any, *, names: Mapping[Any, str], locked: Seq
             members.append(Member(names[node.module], side, tuple(map(tuple, indices))))
         elif node.module not in names and "ElementWise" not in type(node.module).__name__:
             crosses.append(type(node.module).__name__.strip("_").removesuffix("Op").lower())
-        blocked = blocked or _blocks(node, names=names, locked=locked)
+        blocked = blocked or _blocks(node, names=names, locked=locked, shared=shared)
     return ChannelGroup(
         layer=names[layer],
         kind=type(layer).__name__,
@@ -190,16 +193,25 @@ def _side(graph: Any, dep: Any) -> Literal["out", "in", "norm"] | None:
     return "out" if graph.get_pruner_of_module(layer).prune_out_channels == dep.handler else "in"
 
 
-def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str]) -> str:
+def _shared(module: torch.nn.Module) -> frozenset[int]:
+    """Return the ids of parameters that more than one layer holds."""
+    held = Counter(id(value) for layer in module.modules() for value in layer.parameters(recurse=False))
+    return frozenset(value for value, count in held.items() if count > 1)
+
+
+def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str], shared: Collection[int]) -> str:
     """Say why a node of the dependency graph keeps its group from being pruned at all, or nothing."""
     layer = node.module
     name = names.get(layer, "")
     if name in locked:
         return f"`{name}` is locked"
+    groups, transposed = getattr(layer, "groups", 1), getattr(layer, "transposed", False)
+    if groups > 1 and (transposed or not groups == layer.in_channels == layer.out_channels):
+        return f"`{name}` is a grouped {'transposed ' * transposed}convolution (groups={groups})"
+    if any(id(value) in shared for value in layer.parameters(recurse=False)):
+        return f"`{name}` shares its weights with another layer"
     if type(layer).__name__ == "_OutputOp":
         return "its channels are an output of the model"
-    if getattr(layer, "groups", 1) > 1 and not layer.groups == layer.in_channels == layer.out_channels:
-        return f"`{name}` is a grouped convolution (groups={layer.groups})"
     padding = getattr(node.grad_fn, "_saved_pad", ()) if "ConstantPad" in _gradient_name(node) else ()
     # F.pad lists pairs from the last axis back; on (n, channels, height, width) the third pair is the channels.
     if any(padding[4:6]):

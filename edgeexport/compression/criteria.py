@@ -64,8 +64,10 @@ def _l2(module: torch.nn.Module, member: Member, **_: Any) -> NDArray[np.float64
 
 
 def _bn_scale(module: torch.nn.Module, member: Member, *, group: ChannelGroup, **_: Any) -> NDArray[np.float64] | None:
-    side = "norm" if "norm" in {each.side for each in group.members} else "out"
-    return _strength(module, member) if member.side == side else None
+    scaled = [each for each in group.members if each.side == "norm" and _is_scaled(module, each)]
+    if not scaled:
+        return _l2(module, member)
+    return _strength(module, member) if member in scaled else None
 
 
 def _taylor(_: torch.nn.Module, member: Member, *, evidence: Evidence, **__: Any) -> NDArray[np.float64] | None:
@@ -73,7 +75,12 @@ def _taylor(_: torch.nn.Module, member: Member, *, evidence: Evidence, **__: Any
 
 
 def _group_norm(module: torch.nn.Module, member: Member, **_: Any) -> NDArray[np.float64] | None:
-    return _strength(module, member)
+    return _strength(module, member) if member.side != "norm" or _is_scaled(module, member) else None
+
+
+def _is_scaled(module: torch.nn.Module, member: Member) -> bool:
+    """Whether a norm has factors of its own (`affine`)."""
+    return module.get_submodule(member.layer).weight is not None
 
 
 CRITERIA: Mapping[str, Callable[..., NDArray[np.float64] | None]] = {
@@ -145,7 +152,8 @@ def gradient_batches(data: TrainingData, settings: Training, *, count: int) -> I
     for start in range(0, min(len(order), count * settings.batch_size), settings.batch_size):
         index = order[start : start + settings.batch_size]
         labels = None if data.labels is None else torch.from_numpy(data.labels[index])
-        yield Batch(tuple(torch.from_numpy(array[index]) for array in data.arrays), labels)
+        unchecked = data.labels if start == 0 else None
+        yield Batch(tuple(torch.from_numpy(array[index]) for array in data.arrays), labels, unchecked)
 
 
 def _own(outputs: Any) -> torch.Tensor:

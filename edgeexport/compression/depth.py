@@ -184,7 +184,15 @@ def _skip_type() -> Any:
             given = first(arguments, named)
             return (given,) if self.wrapped else given
 
+    Skip.__qualname__ = "Skip"  # where `__getattr__` has it: a network with blocks skipped can be pickled
     return Skip
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class `Skip`, which needs torch to exist."""
+    if name == "Skip":
+        return _skip_type()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _stand_in(block: torch.nn.Module, flow: _Flow | str) -> torch.nn.Module:

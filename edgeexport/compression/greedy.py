@@ -114,12 +114,10 @@ class Choice:
             options = [option for option in self._options(of) if option.saved[worst] > 1e-12]
             if not options:
                 return False
-            self._take(min(options, key=lambda option: self._rank(option, worst)))
-
-    def _rank(self, option: _Option, goal: int) -> tuple[float, float]:
-        """The smaller, the sooner it goes. Per layer, what is still the fullest goes first."""
-        rate = option.loss / option.saved[goal]
-        return (-option.kept, rate) if self._per_layer else (rate, 0.0)
+            if self._per_layer:  # of channels and heads, those of the layers that are still the fullest
+                fullest = max((option.kept for option in options if option.block is None), default=0.0)
+                options = [option for option in options if option.block or option.kept == fullest]
+            self._take(min(options, key=lambda option: option.loss / option.saved[worst]))
 
     def _options(self, of: str) -> Iterator[_Option]:
         for group in self._parts.groups if of != "blocks" else ():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph
+from edgeexport.errors import ModelError
 from edgeexport.records.recipe import Inputs, input_shapes
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def onnx_teacher(path: Path, inputs: Inputs) -> torch.nn.Module:
     model = graph.fix_inputs(model, graph.complete_inputs(model, input_shapes(inputs)), free_batch=True)
     session = open_session(model.SerializeToString(), threads=torch.get_num_threads(), options=_ASLEEP)
     names = [spec.name for spec in session.signature.inputs]
+    if any(spec.shape and isinstance(spec.shape[0], int) for spec in session.signature.inputs):
+        raise ModelError(f"{path}: its batch size is built in", next_step="export the teacher with a free batch axis")
 
     class Session(torch.nn.Module):
         def forward(self, *inputs: Any) -> Any:  # torch calls a method

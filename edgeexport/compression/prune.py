@@ -75,8 +75,14 @@ def plan_pruning(
     Widths become multiples of `round_to`, those of narrower layers multiples of 8. If that cannot reach the goal,
     layers exactly `round_to` wide go by 8 too, and as a last resort all (the plan's `round_to` says so). Output layers
     and `locked` ones stay. candidates: from `find_candidates`, where they are known already.
-    Raises RecipeError for an unknown locked layer, OutOfReach naming the most that can be reached.
+    Raises RecipeError for an unknown locked layer, ModelError for Taylor scores that are
+    missing, OutOfReach naming the most that can be reached.
     """
+    if step.criterion == "taylor" and not means.evidence:
+        raise ModelError(
+            "the criterion `taylor` needs gradients on samples",
+            next_step="prune in a recipe's run, which has data.train, or choose another criterion",
+        )
     found = candidates or find_candidates(module, example, step=step, progress=progress)
     prices = _prices(module, example, step=step, means=means)
     asked = [_asked(module, example, price=price, step=step, means=means) for price in prices]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeexport.errors import ModelError
-from edgeexport.training.losses import Loss, first_output, forward
+from edgeexport.training.losses import Loss, first_output, forward, widened
 from edgeexport.training.samples import Batch
 from edgeexport.training.stepping import fed
 
@@ -56,10 +56,15 @@ class Taught:
                 f"the student's first output has the shape {list(given.shape)}, the teacher's {list(wanted.shape)}",
                 next_step="give a student and a teacher of the same task",
             )
+        # The hard loss first: it checks the labels, which the soft one may use.
+        hard = None if self.hard is None else self.hard(outputs, batch)
         soft = self.soft(given, wanted, batch=batch)
-        if self.hard is None:
-            return soft
-        return self.soft_share * soft + (1 - self.soft_share) * self.hard(outputs, batch)
+        return soft if hard is None else self.soft_share * soft + (1 - self.soft_share) * hard
+
+    def remembered(self, batches: int) -> float:
+        """Return what share of so many batches is answered from memory when they come again."""
+        known = next(iter(self._remembered.values()), None)
+        return 0.0 if known is None else min(1.0, MOST_REMEMBERED // known.nbytes / batches)
 
     def forget(self) -> None:
         """Forget what was said: numbers of batches mean something in one training only."""
@@ -74,7 +79,7 @@ class Taught:
             return known
         with torch.no_grad():
             shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
-            wanted = first_output(forward(self.teacher, shown, what="the teacher"))
+            wanted = widened(first_output(forward(self.teacher, shown, what="the teacher")))
         if self.remember and batch.number is not None and len(self._remembered) < MOST_REMEMBERED // wanted.nbytes:
             self._remembered[batch.number] = wanted.clone()
         return wanted

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeexport import ranks
 from edgeexport.errors import ModelError, RecipeError
-from edgeexport.training.losses import forward
+from edgeexport.training.losses import forward, widened
 from edgeexport.training.samples import TrainingData
 
 if TYPE_CHECKING:
@@ -43,8 +44,15 @@ class Features:
 
         values = []
         for (mine, its), project in zip(self.pairs, self.learned, strict=True):
+            for role, name, seen in (("student", mine, self.student), ("teacher", its, self.teacher)):
+                if name not in seen:
+                    raise ModelError(
+                        f"the {role}'s layer `{name}` was left out of a training step",
+                        next_step="pair layers that always run, or choose a method that looks at outputs alone",
+                    )
             given, wanted = _same_resolution(self.student[mine], self.teacher[its].detach())
-            values.append(_attention(given, wanted) if self.kind == "attention" else _hint(project(given), wanted))
+            given, wanted = given if self.kind == "attention" else project(given), widened(wanted)
+            values.append((_attention if self.kind == "attention" else _hint)(widened(given), wanted))
         self.student.clear()
         self.teacher.clear()
         return torch.stack(values).mean()
@@ -164,6 +172,11 @@ def _projection(given: torch.Tensor, wanted: torch.Tensor, *, kind: str) -> torc
     import torch
 
     _same_resolution(given, wanted)
+    if kind == "attention" and given.ndim < 3:
+        raise ModelError(
+            f"a layer says {list(given.shape)}: attention is compared at places of a picture or a sequence",
+            next_step='pair layers that say (n, channels, height, width) or (n, seq, d), or choose the method "hint"',
+        )
     axis = 1 if given.ndim == 4 else -1
     mine, its = given.shape[axis], wanted.shape[axis]
     if mine == its or kind == "attention":
@@ -192,7 +205,12 @@ def _pooled(value: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _hint(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return (given - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+    """The squared difference as a share of the mean square of what is wanted, over the batch of all processes."""
+    import torch
+
+    size = torch.stack([wanted.square().sum(), wanted.new_tensor(float(wanted.numel()))])
+    ranks.average([size])
+    return (given - wanted).square().mean() / (size[0] / size[1]).clamp_min(1e-12)
 
 
 def _attention(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

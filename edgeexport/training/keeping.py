@@ -45,7 +45,7 @@ def hold_out(data: TrainingData, settings: Training) -> tuple[TrainingData, Trai
             f'`training.keep` is "best": {len(data)} training samples are too few to hold some of them out',
             next_step='say keep = "last", or give more samples',
         )
-    return _part(data, ~chosen), _part(data, chosen)
+    return part_of(data, ~chosen), part_of(data, chosen)
 
 
 def _mark(salt: bytes, arrays: list[Any]) -> int:
@@ -55,7 +55,8 @@ def _mark(salt: bytes, arrays: list[Any]) -> int:
     return int.from_bytes(taken.digest()[:8], "big")
 
 
-def _part(data: TrainingData, chosen: Any) -> TrainingData:
+def part_of(data: TrainingData, chosen: Any) -> TrainingData:
+    """Return some of the samples. chosen: a mask or a slice."""
     inputs = tuple(array[chosen] for array in data.arrays)
     labels = None if data.labels is None else data.labels[chosen]
     return TrainingData(inputs, labels, augment=data.augment, folder=data.folder)

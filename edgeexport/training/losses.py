@@ -97,6 +97,11 @@ def first_output(outputs: Any) -> torch.Tensor:
     return found
 
 
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """Return 16-bit floats as float32, anything else as it is: losses are not worked out in 8 bits of mantissa."""
+    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
+
+
 Check: TypeAlias = "Callable[[tuple[int, ...], np.ndarray], None]"
 
 

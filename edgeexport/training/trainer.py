@@ -20,7 +20,7 @@ from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.training import Training, TrainingRecord
 from edgeexport.training.batches import Batches, batches_of
-from edgeexport.training.keeping import Average, Best, copied, hold_out, is_look, put, tensors_of
+from edgeexport.training.keeping import LOOKS, Average, Best, copied, hold_out, is_look, part_of, put, tensors_of
 from edgeexport.training.losses import Loss, guarded
 from edgeexport.training.optimizers import one_cycle
 from edgeexport.training.samples import TrainingData
@@ -101,12 +101,12 @@ def count_steps(
     """
     was_training = module.training
     with _course(module, data, loss=guarded(loss), settings=settings) as course:
-        steps = _count(course.stepper, course.batches, progress=progress)
+        steps = _count(course.stepper, course.batches, held_out=course.held_out, progress=progress)
     module.train(was_training)
     return steps
 
 
-def _count(stepper: Stepper, batches: Batches, *, progress: Progress) -> int:
+def _count(stepper: Stepper, batches: Batches, *, held_out: TrainingData | None, progress: Progress) -> int:
     settings = stepper.settings
     if settings.steps is not None:
         return settings.steps
@@ -122,8 +122,13 @@ def _count(stepper: Stepper, batches: Batches, *, progress: Progress) -> int:
         for module, tensors in zip(stepper.trained, before, strict=True):
             put(module, tensors)
     budget = settings.budget_minutes * 60
+    if held_out is not None:  # looks take of it what they take, but not nearly all
+        budget = max(budget - LOOKS * _look_seconds(stepper, held_out), 0.1 * budget)
     new = min(budget / first, batches.different)
-    return ranks.agreed(max(1, int(new + max(0.0, budget - new * first) / again)))
+    remembered = getattr(stepper.loss, "remembered", None)
+    share = 1.0 if remembered is None else remembered(batches.different)
+    later = share * again + (1 - share) * first
+    return ranks.agreed(max(1, int(new + max(0.0, budget - new * first) / later)))
 
 
 def _middle_seconds(trial: Stepper, batches: Batches) -> float:
@@ -134,6 +139,15 @@ def _middle_seconds(trial: Stepper, batches: Batches) -> float:
         trial.step(batches, number, rate=0.0)
         seconds.append(time.monotonic() - start)
     return max(sorted(seconds[1:])[len(seconds[1:]) // 2], 1e-6)
+
+
+def _look_seconds(stepper: Stepper, held_out: TrainingData) -> float:
+    """Return how long it takes to look at the samples held out, by the time of a first batch of them."""
+    few = part_of(held_out, slice(stepper.settings.batch_size))
+    stepper.evaluate(few)
+    start = time.monotonic()
+    stepper.evaluate(few)
+    return (time.monotonic() - start) * len(held_out) / len(few)
 
 
 @dataclass
@@ -152,7 +166,7 @@ class _Course:
 
     def begin(self, progress: Progress) -> None:
         """Decide how many steps there are; a number that wall time decided is kept at once."""
-        self.steps = _count(self.stepper, self.batches, progress=progress)
+        self.steps = _count(self.stepper, self.batches, held_out=self.held_out, progress=progress)
         if self.stepper.settings.budget_minutes is not None:
             self.unfinished.save(self._state())
 

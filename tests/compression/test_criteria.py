@@ -9,7 +9,8 @@ from torch import nn
 
 from edgeexport.compression.channels import find_groups
 from edgeexport.compression.criteria import gradient_batches, importance, taylor_scores
-from edgeexport.errors import ModelError
+from edgeexport.compression.prune import plan_pruning
+from edgeexport.errors import DataError, ModelError
 from edgeexport.records.recipe import Prune, Training
 from edgeexport.training import TrainingData, resolve_loss
 from tests.compression import nets
@@ -83,3 +84,19 @@ def test_taking_gradients_leaves_the_network_as_it_was():
 def test_taylor_without_samples_is_refused():
     with pytest.raises(ModelError, match="taylor"):
         taylor_scores(two_layers(), [], loss=None)
+
+
+def test_a_norm_without_factors_is_no_norm_to_judge_by():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    example = {"image": np.zeros((1, 3, 8, 8), np.float32)}
+    chosen = [plan_pruning(module, example, step=Prune(macs=1.5, criterion=name)) for name in ("bn_scale", "l2")]
+    assert chosen[0].groups == chosen[1].groups
+    assert plan_pruning(module, example, step=Prune(macs=1.5, criterion="group_norm")).groups
+
+
+def test_labels_that_are_no_classes_are_refused_before_gradients_are_taken():
+    data = TrainingData(np.zeros((4, 3), np.float32), np.array([0, 1, 9, 0]))
+    batches = gradient_batches(data, Training(), count=1)
+    with pytest.raises(DataError, match="training sample 2 has class 9"):
+        taylor_scores(nn.Linear(3, 2), batches, loss=resolve_loss("cross_entropy"))

@@ -160,3 +160,22 @@ def test_a_block_that_the_code_around_cannot_miss_is_named_and_left_alone():
     assert all("`forward` does not allow it" in block.blocked and "scale" in block.blocked for block in found)
     assert isinstance(module.layer[0], After)
     assert len(found) == 3
+
+
+def test_per_layer_a_block_goes_only_if_it_is_worth_less_than_channels():
+    module = nets.settled(nets.OptionA)
+    with torch.no_grad():
+        for block in module.blocks:
+            block.bn2.weight.fill_(20.0)  # what moves the outputs much
+            block.conv1.weight[: len(block.conv1.weight) * 3 // 4] *= 1e-3  # and does so with a quarter of its channels
+    step = Prune(macs=1.4, parts=("width", "depth"), scope="per-layer", round_to=8)
+    plan = plan_pruning(module, nets.PICTURE, step=step)
+    assert plan.groups
+    assert plan.blocks == ()
+
+
+def test_a_network_with_a_skipped_block_can_be_pickled(tmp_path):
+    module = encoder()
+    skip(module, ["layer.1"], example=SEQUENCE)
+    torch.save(module, tmp_path / "module.pt")
+    assert torch.equal(run(torch.load(tmp_path / "module.pt", weights_only=False), SEQUENCE), run(module, SEQUENCE))

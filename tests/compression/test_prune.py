@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import edgeexport
 from edgeexport.compression.channels import Removal, disproof
 from edgeexport.compression.macs import count_macs, tensors
 from edgeexport.compression.prune import Means, apply_pruning, plan_pruning, retrain
@@ -254,3 +256,54 @@ def test_retraining_brings_a_pruned_network_back_towards_its_source(distil):
     training = Training(epochs=20, batch_size=64, learning_rate=0.02, loss="mse")
     retrain(pruned, source, data=TrainingData(rows, labels), step=Prune(macs=2.0, distil=distil, training=training))
     assert np.square(pruned(torch.from_numpy(rows)).detach().numpy() - labels).mean() < before / 2
+
+
+def test_layers_inside_a_locked_block_keep_their_channels():
+    plan = plan_pruning(nets.settled(nets.OptionA), nets.PICTURE, step=Prune(macs=1.1, locked=("blocks.0",)))
+    assert plan.groups
+    assert not [group.layer for group in plan.groups if group.layer.startswith("blocks.0.")]
+    assert plan.refused["blocks.0.conv1"] == "`blocks.0.conv1` is locked"
+
+
+def test_the_verb_leaves_a_network_in_training_as_it_was():
+    module = nets.settled(nets.OptionA).train()
+    before = copy.deepcopy(module.state_dict())
+    pruned, _ = edgeexport.prune(module, {"image": (1, 3, 16, 16)}, step=Prune(macs=1.3))
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(pruned.bn1.running_mean, before["bn1.running_mean"])
+
+
+def test_taylor_without_gradients_is_refused():
+    with pytest.raises(ModelError, match="gradients on samples"):
+        edgeexport.prune(
+            nets.settled(nets.OptionA), {"image": (1, 3, 16, 16)}, step=Prune(criterion="taylor", macs=1.3)
+        )
+
+
+class Upsampling(nn.Module):
+    """A learned upsampling, channel by channel, and two layers that hold one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.up = nn.ConvTranspose2d(32, 32, 4, 2, 1, groups=32)
+        self.free, self.after = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.one, self.same = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+        self.same.weight = self.one.weight
+        self.last = nn.Conv2d(32, 4, 1)
+
+    def forward(self, image):
+        return self.last(self.same(self.one(self.after(torch.relu(self.free(self.up(self.first(image))))))))
+
+
+@pytest.mark.parametrize("criterion", ["l2", "group_norm", "random"])
+def test_a_transposed_depthwise_layer_and_tied_weights_are_named_and_the_rest_is_pruned(criterion):
+    torch.manual_seed(0)
+    module = Upsampling().eval()
+    plan = plan_pruning(module, nets.PICTURE, step=Prune(macs=1.1, criterion=criterion))
+    apply_pruning(module, plan, example=nets.PICTURE)
+    assert "grouped transposed convolution" in plan.refused["first"]
+    assert "shares its weights" in plan.refused["after"]
+    assert [group.layer for group in plan.groups] == ["free"]
+    assert module.same.weight is module.one.weight

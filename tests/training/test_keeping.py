@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.records.recipe import Training
-from edgeexport.training import TrainingData, resolve_loss, train
+from edgeexport.training import Batch, TrainingData, count_steps, distillation, resolve_loss, train, trainer
+from edgeexport.training.distillation import Taught, distillation_loss
 from edgeexport.training.keeping import LOOKS, Average, hold_out, is_look
 from tests.training.nets import network, pictures, same
 
@@ -105,3 +107,40 @@ def test_an_average_is_what_a_training_with_one_ends_in():
     train(without, pictures(), loss=CROSS_ENTROPY, settings=Training(**settings))
     assert not same(with_one, without)
     assert loss_on(with_one, pictures()) < 0.69
+
+
+def test_the_time_of_looks_comes_out_of_the_budget(monkeypatch):
+    """20 looks of 2 s each: of a minute, 20 s are left for steps of a tenth of a second."""
+    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: 0.1)
+    monkeypatch.setattr(trainer, "_look_seconds", lambda *_: 2.0)
+    plain = Training(batch_size=10, budget_minutes=1.0)
+    steps = {
+        keep: count_steps(
+            network(),
+            pictures(),
+            loss=resolve_loss("cross_entropy"),
+            settings=msgspec.structs.replace(plain, keep=keep),
+        )
+        for keep in ("last", "best")
+    }
+    assert steps == {"last": 600, "best": 200}
+
+
+def test_answers_that_no_memory_holds_are_paid_for_again(monkeypatch):
+    """Of 10 batches that come again for a tenth of the time, half are remembered."""
+    seconds = iter([1.0, 0.1])
+    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr(Taught, "remembered", lambda *_: 0.5)
+    loss = distillation_loss(network(), temperature=4.0, soft_share=0.9, hard=None)
+    settings = Training(batch_size=10, budget_minutes=1.0, views=1)
+    steps = count_steps(network(), pictures(), loss=loss, settings=settings)
+    assert steps == 10 + int(50 / 0.55)
+
+
+def test_a_teacher_tells_how_much_of_an_epoch_it_remembers(monkeypatch):
+    monkeypatch.setattr(distillation, "MOST_REMEMBERED", 3 * 4 * 2 * 4)  # three answers of 4 samples, 2 floats each
+    loss = distillation_loss(network(), temperature=4.0, soft_share=0.9, hard=None)
+    assert loss.remembered(6) == 0.0
+    with torch.no_grad():
+        loss(torch.zeros(4, 2), Batch((torch.zeros(4, 3, 16, 16),), None, number=0))
+    assert (loss.remembered(6), loss.remembered(2)) == (0.5, 1.0)

@@ -148,3 +148,36 @@ def test_the_parts_of_a_batch_are_the_batch(world, monkeypatch):
         monkeypatch.setattr(ranks, "index", lambda index=index: index)
         parts.append(batches_of(pictures(), Training(batch_size=16)).at(9).inputs[0])
     assert np.array_equal(torch.cat(parts), whole)
+
+
+HINT = """
+import sys
+
+import torch
+
+from edgeexport import ranks
+from edgeexport.compression.distill import distill
+from edgeexport.records.recipe import Distill, Training
+from tests.training.nets import network, pictures
+
+torch.set_num_threads(1)
+module, teacher = network(dropout=0.0), network(dropout=0.0)
+with torch.no_grad():
+    for each in teacher.parameters():
+        each.mul_(1.5)
+step = Distill(method="hint", feature_weight=10.0, training=Training(batch_size=15, steps=12, learning_rate=0.02))
+distill(module, teacher, data=pictures(), step=step)
+if ranks.first():
+    torch.save(module.state_dict(), sys.argv[1])
+"""
+
+
+def test_two_processes_learn_the_features_that_one_learns(tmp_path):
+    (tmp_path / "script.py").write_text(HINT)
+    torchrun(str(tmp_path / "script.py"), str(tmp_path / "two.pt"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one.pt")]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    two, one = (torch.load(tmp_path / name, weights_only=True) for name in ("two.pt", "one.pt"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
