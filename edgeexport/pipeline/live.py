@@ -7,6 +7,7 @@ network gives equal keys, and a changed `forward` other ones.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from edgeexport.errors import ModelError
 from edgeexport.pipeline.callables import tensor_text
-from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Recipe, Step, input_shapes, input_types
+from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Recipe, Step, Train, input_shapes, input_types
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,9 @@ PREFIX = "live:"
 def detach(recipe: Recipe) -> tuple[Recipe, dict[str, nn.Module]]:
     """Return the recipe with every live network replaced by its name, and name -> network."""
     found: dict[str, nn.Module] = {}
-    model = _named(recipe.model, recipe.model.inputs, found=found)
+    train = next((step for step in recipe.step if isinstance(step, Train)), None)
+    seed = train.training.seed if train else 0
+    model = _named(recipe.model, recipe.model.inputs, seed=seed, found=found)
     steps = tuple(_named_step(step, recipe.model.inputs, found=found) for step in recipe.step)
     return msgspec.structs.replace(recipe, model=model, step=steps), found
 
@@ -43,31 +46,43 @@ def is_live(spec: ModelSpec) -> bool:
 def _named_step(step: Step, inputs: Inputs, *, found: dict[str, nn.Module]) -> Step:
     if not isinstance(step, Distill):
         return step
-    student = _named(step.student, inputs, found=found) if isinstance(step.student, ModelSpec) else step.student
-    teacher = step.teacher and _named(step.teacher, inputs, found=found)
+    student, seed = step.student, step.training.seed
+    if isinstance(student, ModelSpec):
+        student = _named(student, inputs, seed=seed, found=found)
+    teacher = step.teacher and _named(step.teacher, inputs, seed=0, found=found)
     return msgspec.structs.replace(step, student=student, teacher=teacher)
 
 
-def _named(spec: ModelSpec, inputs: Inputs, *, found: dict[str, nn.Module]) -> ModelSpec:
+def _named(spec: ModelSpec, inputs: Inputs, *, seed: int, found: dict[str, nn.Module]) -> ModelSpec:
     if spec.factory is None or isinstance(spec.factory, str):
         return spec
-    module = _module(spec.factory)
+    module = _module(spec.factory, seed=seed)
     name = PREFIX + _identity(module, spec.inputs or inputs)
     found[name] = module
     return msgspec.structs.replace(spec, factory=name)
 
 
-def _module(factory: Any) -> nn.Module:
+def _module(factory: Any, *, seed: int) -> nn.Module:
+    """Return the network; one that a callable builds starts from seeded weights, the same ones every time."""
+    import torch
     from torch import nn
 
-    module = factory if isinstance(factory, nn.Module) else factory() if callable(factory) else factory
+    module = factory
+    if not isinstance(factory, nn.Module) and callable(factory):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = factory()
     if not isinstance(module, nn.Module):
         raise ModelError(f"`model.factory` gave a {type(module).__name__}, expected a torch.nn.Module")
     return module
 
 
 def _identity(module: nn.Module, inputs: Inputs) -> str:
-    """Digest the exported graph's operations, and the name, type and bytes of every weight, buffer and constant."""
+    """Digest what the network computes and how it trains.
+
+    That is the exported graph's operations, the name, type and bytes of every weight, buffer and constant, which
+    parameters are frozen, and the code of its classes, which may do more in training than the graph shows.
+    """
     import torch
 
     types = input_types(inputs)
@@ -83,4 +98,18 @@ def _identity(module: nn.Module, inputs: Inputs) -> str:
     # Buffers that are not saved, and tensors that `forward` merely mentions, are among the program's constants.
     for name, value in sorted({**module.state_dict(), **program.state_dict, **program.constants}.items()):
         taken.update(f"{name} {tensor_text(value) if torch.is_tensor(value) else value!r}".encode())
+    for name, parameter in module.named_parameters():
+        taken.update(f"{name} {parameter.requires_grad}".encode())
+    for kind in dict.fromkeys(type(each) for each in module.modules()):
+        taken.update(_code(kind))
     return taken.hexdigest()[:32]
+
+
+def _code(kind: type[nn.Module]) -> bytes:
+    """Return the text of a class outside torch, or the code of its `forward` where there is no text."""
+    if kind.__module__.partition(".")[0] == "torch":
+        return b""
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):
+        return bytes(getattr(getattr(kind.forward, "__code__", None), "co_code", b""))

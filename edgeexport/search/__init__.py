@@ -139,10 +139,11 @@ def _searched(
     target, device, budget = place
     road = open_road(recipe, work, progress=progress)
     bar = max_drop(road, target)
-    start = replace(road, recipe=msgspec.structs.replace(recipe, step=(*_start(recipe), recipe.step[-1])))
+    own = road.recipe  # live networks have names in it
+    start = replace(road, recipe=msgspec.structs.replace(own, step=(*_start(own), own.step[-1])))
     climbed = climb(start, bar, target=target, device=device)
     where = place_of(road, (target, device))
-    lesson = _lesson(recipe)
+    lesson = _lesson(own)
     ground = Ground(road, climbed.standing[0], climbed.standing[-1], where, recipe.limits, lesson)
     return _found(ground, head_start(ground), bar=bar, budget=budget)
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from edgeexport.errors import ModelError
-from edgeexport.pipeline.road import training_key
+from edgeexport.pipeline.road import model_key, training_key
 from edgeexport.pipeline.torch_rungs import distilled, load_rung, stage_key, teacher_of, training_data
 from edgeexport.progress import Progress
 from edgeexport.records.base import digest, to_json
@@ -117,6 +117,7 @@ def _effort(ground: Ground, entrant: Entrant, *, minutes: float) -> Effort:
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
         "plan": digest(entrant.student.plan),
         "from": [stage_key(ground.last), stage_key(ground.source)],
+        "teacher": step.teacher and model_key(step.teacher, road.recipe, workspace=road.workspace),
         **training_key(settings, road.recipe, workspace=road.workspace),
         **road.data_key("train"),
     }

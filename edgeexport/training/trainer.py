@@ -46,8 +46,9 @@ def train(
 
     loss: (outputs, batch) -> scalar tensor; see `resolve_loss` for those with a name. A module in its attribute
     `learned` is trained beside the network. state: a folder of this very training; what is found there of a killed one
-    is gone on with, and it is left empty. The number of steps is `settings.steps`, else what `settings.budget_minutes`
-    allow (timed once, and kept in `state`), else `settings.epochs`.
+    is gone on with, of one that is over is taken, and the caller removes it when its own work is safe. The number of
+    steps is `settings.steps`, else what `settings.budget_minutes` allow (timed once, and kept in `state`), else
+    `settings.epochs`.
     SGD, AdamW or the user's optimizer under one cycle of the learning rate; no weight decay on biases and norms.
     Under `torchrun` each process takes its part of every batch: losses must be means over the batch.
     Raises ModelError naming the step at which the loss is not finite, DataError for labels that the loss cannot work
@@ -60,8 +61,9 @@ def train(
         if not course.restore():
             course.begin(progress)
         course.run(progress)
+        # What follows a training, its export say, may be killed too.
+        course.unfinished.save(course._state())
         course.settle()
-    course.unfinished.forget()
     module.eval()
     return _record(course, samples=len(data))
 

@@ -73,11 +73,6 @@ class Unfinished:
         took = time.monotonic() - began
         self._due = time.monotonic() + max(SAVE_SECONDS, SAVE_RATIO * took)
 
-    def forget(self) -> None:
-        """Remove the file."""
-        if self.folder is not None and ranks.first():
-            (self.folder / NAME).unlink(missing_ok=True)
-
 
 def training_key(module: torch.nn.Module, data: TrainingData, *, settings: Training, precision: str) -> str:
     """Return what a saved state must have been made from: starting weights, samples, settings, threads, processes.

@@ -9,10 +9,12 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from edgeexport.pipeline import live, road
 from edgeexport.pipeline.callables import callable_key
-from edgeexport.records.recipe import load_recipe
+from edgeexport.pipeline.live import detach
+from edgeexport.records.recipe import DataSpec, ModelSpec, Recipe, load_recipe
 from edgeexport.workspace import Workspace
 from tests.needs import need
 from tests.pipeline.conftest import Desk
@@ -182,3 +184,21 @@ def test_a_second_run_of_an_onnx_file_with_external_data_loads_neither_torch_nor
         [sys.executable, "-c", code, *arguments], cwd=desk.folder, capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == "0 []", done.stderr
+
+
+def named(factory):
+    return detach(
+        Recipe(model=ModelSpec(factory=factory, inputs={"row": (1, 4)}), data=DataSpec(train=[], evaluate=[]))
+    )
+
+
+def test_a_network_that_a_callable_builds_starts_from_the_same_weights_every_time():
+    recipes = [named(lambda: torch.nn.Linear(4, 2))[0].model.factory for _ in range(2)]
+    assert recipes[0] == recipes[1]
+
+
+def test_a_frozen_layer_makes_another_network():
+    module = torch.nn.Linear(4, 2)
+    names = [named(module)[0].model.factory]
+    module.weight.requires_grad_(False)
+    assert named(module)[0].model.factory != names[0]

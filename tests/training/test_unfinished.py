@@ -89,7 +89,14 @@ def test_a_killed_training_ends_in_the_same_bits(optimizer, tmp_path):
     assert len(calls) == 15 - (KILLED_AT - 1)
     assert same(resumed, whole)
     assert to_json(again) == to_json(record)
-    assert not (tmp_path / unfinished.NAME).exists()
+    # Killed after its end, while its network is exported, it is not trained again.
+    calls.clear()
+    over = network()
+    assert to_json(train(over, counted(calls), loss=CROSS_ENTROPY, settings=settings, state=tmp_path)) == to_json(
+        record
+    )
+    assert same(over, whole)
+    assert not calls
 
 
 @pytest.mark.usefixtures("saving_always")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeexport import graph
 from edgeexport.errors import DataError as DataError
+from edgeexport.errors import ModelError, RequestError
 from edgeexport.progress import Progress, silent
 from edgeexport.quantization.integer import quantize_static_encoder
 from edgeexport.quantization.qat.twin import Twin, encoder_twin, qdq_twin
@@ -26,6 +27,7 @@ from edgeexport.records.training import Training, TrainingRecord, Tuning
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgeexport.graph.lifting.module import Lifted
     from edgeexport.quantization.qat.simulation import Simulation
     from edgeexport.runtimes.protocol import Feeds
     from edgeexport.training import Loss, TrainingData
@@ -91,7 +93,9 @@ def train_quantized(
 
     taken = lesson or Lesson()
     module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps, arm=taken.arm)
-    rest_silent(module, graph.lift(graph.load(model_path)), batches=_listened(data))
+    real = graph.lift(graph.load(model_path))
+    _check_batch(real, data, path=model_path)
+    rest_silent(module, real, batches=_listened(data))
     loss = _loss(taken, data, teacher=taken.teacher or model_path)
     record = train(module, data, loss=loss, settings=taken.training, progress=progress, state=taken.state)
     _save(model_path, module, out=out)
@@ -131,11 +135,26 @@ def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path)
 
 
 def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
-    from edgeexport.training import distillation_loss, resolve_loss
+    from edgeexport.training import CLASS_LOSSES, distillation_loss, resolve_loss
 
-    hard = None if data.labels is None else resolve_loss(lesson.training.loss, data.folder)
+    name = lesson.training.loss
+    of_others = not lesson.classes and name in CLASS_LOSSES  # the default, for labels that are no classes
+    hard = None if data.labels is None or of_others else resolve_loss(name, data.folder)
     frozen = graph.lift(graph.load(teacher)).requires_grad_(requires_grad=False)
     return distillation_loss(frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes)
+
+
+def _check_batch(real: Lifted, data: TrainingData, *, path: Path) -> None:
+    """Raise ModelError for a model that takes single samples only."""
+    import torch
+
+    from edgeexport.training import forward
+
+    try:
+        with torch.no_grad():
+            forward(real, [torch.from_numpy(array[:2]) for array in data.arrays])
+    except RequestError as error:
+        raise ModelError(f"{path}: it cannot be trained, since it takes no batch of two: {error}") from error
 
 
 def _listened(data: TrainingData) -> Iterator[tuple[Tensor, ...]]:

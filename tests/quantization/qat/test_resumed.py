@@ -82,4 +82,3 @@ def test_a_killed_training_for_integers_ends_in_the_same_bytes(tmp_path: Path) -
         torch.set_num_threads(threads)
     assert (len(resumed), len(whole)) == (STEPS - (KILLED_AT - 1), STEPS)
     assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
-    assert not (state / unfinished.NAME).exists()
