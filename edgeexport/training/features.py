@@ -42,7 +42,7 @@ class Features:
         """
         import torch
 
-        values = []
+        values, compare = [], _attention if self.kind == "attention" else _hint
         for (mine, its), project in zip(self.pairs, self.learned, strict=True):
             for role, name, seen in (("student", mine, self.student), ("teacher", its, self.teacher)):
                 if name not in seen:
@@ -51,8 +51,7 @@ class Features:
                         next_step="pair layers that always run, or choose a method that looks at outputs alone",
                     )
             given, wanted = _same_resolution(self.student[mine], self.teacher[its].detach())
-            given, wanted = given if self.kind == "attention" else project(given), widened(wanted)
-            values.append((_attention if self.kind == "attention" else _hint)(widened(given), wanted))
+            values.append(compare(widened(project(given)), widened(wanted)))
         self.student.clear()
         self.teacher.clear()
         return torch.stack(values).mean()
