@@ -65,13 +65,13 @@ def _plain(values: Any) -> bool:
 
 
 def _function(function: FunctionType, seen: dict[int, Any]) -> str:
-    parts: list[Any] = [function.__module__, function.__qualname__, _source(function), function.__code__]
+    parts: list[Any] = [function.__module__, function.__qualname__, source_text(function), function.__code__]
     parts += [function.__defaults__, function.__kwdefaults__, vars(function)]
     parts += [_cell(cell) for cell in function.__closure__ or ()]
     used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
     for name, value in sorted(used.items()):
         elsewhere = isinstance(value, FunctionType) and value.__module__ != function.__module__
-        parts += [name, (value.__module__, value.__qualname__, _source(value)) if elsewhere else value]
+        parts += [name, (value.__module__, value.__qualname__, source_text(value)) if elsewhere else value]
     return "; ".join(_text(part, seen) for part in parts)
 
 
@@ -94,7 +94,7 @@ def _library(value: Any) -> str:
     if isinstance(value, ModuleType):
         return f"module {value.__name__} {getattr(value, '__version__', '')}"
     if isinstance(value, type):
-        return f"class {value.__module__}.{value.__qualname__} {_source(value)}"
+        return f"class {value.__module__}.{value.__qualname__} {source_text(value)}"
     if inspect.isbuiltin(value) and isinstance(value.__self__, ModuleType):
         return f"built-in {value.__self__.__name__}.{value.__name__}"
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -103,7 +103,8 @@ def _library(value: Any) -> str:
     return tensor_text(value) if kind == "torch.Tensor" else _unseen()
 
 
-def _source(value: Any) -> str:
+def source_text(value: Any) -> str:
+    """Return the text of a function or a class; empty where there is none."""
     try:
         return inspect.getsource(value)
     except (OSError, TypeError):

@@ -7,14 +7,13 @@ network gives equal keys, and a changed `forward` other ones.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeexport.errors import ModelError
-from edgeexport.pipeline.callables import tensor_text
+from edgeexport.pipeline.callables import source_text, tensor_text
 from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Recipe, Step, Train, input_shapes, input_types
 
 if TYPE_CHECKING:
@@ -109,7 +108,5 @@ def _code(kind: type[nn.Module]) -> bytes:
     """Return the text of a class outside torch, or the code of its `forward` where there is no text."""
     if kind.__module__.partition(".")[0] == "torch":
         return b""
-    try:
-        return inspect.getsource(kind).encode()
-    except (OSError, TypeError):
-        return bytes(getattr(getattr(kind.forward, "__code__", None), "co_code", b""))
+    code = getattr(kind.forward, "__code__", None)
+    return source_text(kind).encode() or bytes(getattr(code, "co_code", b""))
