@@ -117,7 +117,7 @@ def tune(encoder: nn.Module, state: Path) -> Any:
 
 def _sentences() -> TrainingData:
     """Return the sentences of STS-B train, and variations of each in turn: the first half of one and the second of
-    another, or every third word from anywhere.
+    another, or about a third of its words from anywhere.
     """
     random = np.random.default_rng(0)
     found = sorted({text for one, other, _ in minilm.pairs("train") for text in (one, other)})
