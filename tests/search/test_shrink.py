@@ -19,11 +19,22 @@ from edgeexport.compression import prune
 from edgeexport.errors import DeviceError, ModelError, NoSpace, RecipeError, RequestError
 from edgeexport.pipeline import layer_times
 from edgeexport.pipeline.road import Road
-from edgeexport.records.recipe import Limits, load_recipe
+from edgeexport.records.recipe import (
+    DataSpec,
+    Distill,
+    Limits,
+    ModelSpec,
+    Quantize,
+    Recipe,
+    Train,
+    Training,
+    load_recipe,
+)
 from edgeexport.records.students import SLACK
 from edgeexport.search import entrants, lessons, reasons
 from edgeexport.validation import measure
 from edgeexport.validation.measure import PLANS
+from tests.pipeline.residual import MODELS
 from tests.search.conftest import ASKED
 
 TIMED = lessons._effort
@@ -280,3 +291,19 @@ def test_a_budget_is_turned_into_steps_once(desk, monkeypatch):
     monkeypatch.setattr(distilling, "count_steps", pytest.fail)
     assert desk.shrink(*ASKED, "--budget", "3s") == 0
     assert desk.found()["rounds"] == first["rounds"]
+
+
+def test_a_live_network_is_searched_and_what_was_found_is_not_trained_again(tmp_path, stages):
+    code = {}
+    exec(MODELS.replace("torch.manual_seed(0)", ""), code)
+    training = Training(steps=60, batch_size=64, seed=1)
+    lesson = Distill(student="auto", speedup=2.0, round_to=8, mixes=("width",), training=Training(batch_size=32))
+    recipe = Recipe(
+        model=ModelSpec(factory=code["net"], inputs={"image": (1, 1, 8, 8)}),
+        data=DataSpec(pool="digits", metric="top1"),
+        step=(Train(training=training), lesson, Quantize()),
+    )
+    limits, paths = Limits(speedup=1.5, max_drop=90.0), {"out": tmp_path / "out", "workspace": tmp_path / "work"}
+    found = edgeexport.shrink(recipe, "linux-arm64", limits=limits, device="none", **paths)
+    assert [row.status for row in found.trials].count("chosen") == 1
+    assert stages().count("source") == 1

@@ -167,3 +167,13 @@ def test_weights_of_a_simulation_have_their_onnx_names(tmp_path: Path) -> None:
     path = small_resnet(tmp_path / "net.onnx")
     module = simulate(path, planned(path, FORMATS["per-channel"]))
     assert {"w0", "w1"} <= {name.removeprefix("lifted.") for name, _ in module.named_parameters()}
+
+
+def test_float_targets_are_not_judged_as_classes(tmp_path: Path) -> None:
+    """The loss by default is of classes: a network that is none is held to its float self alone."""
+    path, pictures = small_resnet(tmp_path / "net.onnx"), noise(32).arrays[0]
+    plan = planned(path, FORMATS["per-channel"])
+    targets = np.full((32, 10), 0.5, np.float32)
+    for name, data in (("bare", TrainingData(pictures)), ("labelled", TrainingData(pictures, targets))):
+        train_quantized(path, plan, data=data, out=tmp_path / name, lesson=Lesson(SHORT, classes=False))
+    assert (tmp_path / "bare").read_bytes() == (tmp_path / "labelled").read_bytes()
