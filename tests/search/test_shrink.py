@@ -307,3 +307,17 @@ def test_a_live_network_is_searched_and_what_was_found_is_not_trained_again(tmp_
     found = edgeexport.shrink(recipe, "linux-arm64", limits=limits, device="none", **paths)
     assert [row.status for row in found.trials].count("chosen") == 1
     assert stages().count("source") == 1
+
+
+def test_steps_are_timed_anew_under_another_teacher(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(lessons, "stage_key", str)
+    monkeypatch.setattr(lessons, "model_key", lambda spec, *_, **__: spec.factory)
+    work = SimpleNamespace(path=tmp_path, stage=lambda *_, key, **__: keys.append(key) or SimpleNamespace(record=None))
+    recipe = Recipe(model=ModelSpec(factory="m:n", inputs={"x": (1, 3)}))
+    road = SimpleNamespace(workspace=work, recipe=recipe, data_key=lambda _: {})
+    student = SimpleNamespace(student=SimpleNamespace(plan={}))
+    for teacher in (None, ModelSpec(factory="m:small"), ModelSpec(factory="m:large")):
+        ground = SimpleNamespace(road=road, last="last", source="source", lesson=Distill(teacher=teacher))
+        TIMED(ground, student, minutes=1.0)
+    assert keys[0] != keys[1] != keys[2] != keys[0]
