@@ -7,7 +7,8 @@ from the last one that held.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,13 +75,23 @@ def climb(road: Road, bar: float | None, *, target: Target, device: str | None =
     standing, rows = [source], [_row(source, "")]
     for step in steps:
         for take in _moves(road, step, begin=standing[-1], place=(target, device)):
-            made = take(last=standing[-1], source=source)
+            made = _named_apart(take(last=standing[-1], source=source), rows)
             reason = made.reason if isinstance(made, Rung) else drop_gate(made.scored, bar)
             rows.append(made if isinstance(made, Rung) else _row(made, reason))
             if reason or isinstance(made, Rung):
                 break
             standing.append(made)
     return TorchRoad(tuple(standing), tuple(rows))
+
+
+def _named_apart(made: TorchRung | Rung, rows: Sequence[Rung]) -> TorchRung | Rung:
+    """Return it with a number after its name where a row has that name: what is said of rungs is found by name."""
+    taken, name = {row.name for row in rows}, made.name
+    for number in itertools.count(2):
+        if name not in taken:
+            break
+        name = f"{made.name} ({number})"
+    return msgspec.structs.replace(made, name=name) if isinstance(made, Rung) else replace(made, name=name)
 
 
 class Move(Protocol):

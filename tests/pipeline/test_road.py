@@ -173,6 +173,16 @@ def test_what_is_unproven_does_not_ship_when_proof_is_required(desk, capsys):
     assert not desk.bundle().exists()
 
 
+def test_rungs_of_like_steps_have_names_of_their_own(desk):
+    step = '[[step]]\ndo = "distill"\ntraining = {{ steps = 2, learning_rate = {} }}\n\n'
+    desk.edit("recipe.toml", "[[step]]", step.format(1e-4) + step.format(1e-5) + "[[step]]")
+    assert desk.run() == 0
+    rows = [row for row in desk.record()["rungs"] if row["target"] is None]
+    assert [row["name"] for row in rows] == ["source", "distilled", "distilled (2)"]
+    assert len({row["artifact"]["digest"] for row in rows}) == 3
+    assert {row["name"] for row in _rows(desk) if row["name"].startswith("distilled (2)")}
+
+
 def test_changed_code_with_equal_weights_redoes_distilling(desk):
     desk.edit(
         "recipe.toml",
