@@ -19,8 +19,8 @@ class Training(Record):
     weights of size 1: each tensor's is times its own), or "module:function" (groups, learning_rate).
     clip_norm: the largest norm of a step's gradients. ema: decay of a moving average of the weights, which is what is
     kept; 0 is none. keep: the "last" weights, or those that are "best" on `held_out` of the training samples, looked at
-    20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU that
-    computes in it. views: epochs whose batches are new; after them the same ones come again, in another order, and the
+    20 times; the training ends early after `patience` looks without gain. precision: "auto" is bfloat16 on a CPU with
+    AMX. views: epochs whose batches are new; after them the same ones come again, in another order, and the
     outputs of a teacher (not its features) are remembered, up to 1 GiB (Shen and Xing 2022, arXiv:2112.01528). None:
     every epoch is new.
     """

@@ -119,8 +119,8 @@ def test_bfloat16_learns_and_is_in_the_record():
 
 @pytest.mark.parametrize(("able", "chosen"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_is_what_the_cpu_computes_in(able, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: able)
     record = train(network(), pictures(), loss=CROSS_ENTROPY, settings=Training(steps=1))
     assert record.precision == chosen
 
