@@ -25,7 +25,7 @@ from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
 from tests.benchmarks.qat_rescue import moved_integers
-from tests.benchmarks.resnet56 import KEPT, cut
+from tests.benchmarks.resnet56 import STUDENTS, cut, spread
 from tests.real import keywords
 from tests.real.models import resnet56
 
@@ -79,11 +79,11 @@ def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_train
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_student_cut_from_resnet56_has_blocks_of_its_teacher_and_leaves_it_whole(stage: int) -> None:
-    teacher = resnet56().eval()
-    student = cut(teacher)
+    teacher, kept = resnet56().eval(), spread(STUDENTS[0])
+    student = cut(teacher, kept)
     own, taken = getattr(student, f"layer{stage + 1}"), getattr(teacher, f"layer{stage + 1}")
     assert len(taken) == 9
-    for block, index in zip(own, KEPT[stage], strict=True):
+    for block, index in zip(own, kept[stage], strict=True):
         torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
     assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
