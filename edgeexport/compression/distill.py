@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgeexport.progress import Progress, silent
 from edgeexport.records.recipe import Distill
 from edgeexport.records.training import TrainingRecord
-from edgeexport.training import CLASS_LOSSES, TrainingData, count_steps, resolve_loss, train
+from edgeexport.training import CLASS_LOSSES, StepTimes, TrainingData, resolve_loss, time_steps, train
 from edgeexport.training.distillation import Soft, Taught, cosine, decoupled, logits, squared
 from edgeexport.training.features import watched
 from edgeexport.training.stepping import fast_layout
@@ -44,10 +44,12 @@ def distill(
         return train(student, data, loss=loss, settings=step.training, progress=progress, state=state)
 
 
-def count_distil_steps(student: torch.nn.Module, teacher: torch.nn.Module, *, data: TrainingData, step: Distill) -> int:
-    """Return how many steps of distilling `step.training` asks for: see `training.count_steps`."""
+def time_distil_steps(
+    student: torch.nn.Module, teacher: torch.nn.Module, *, data: TrainingData, step: Distill
+) -> StepTimes:
+    """Return what the steps of distilling take here: see `training.time_steps`."""
     with _lesson(student, teacher.eval(), data=data, step=step) as loss:
-        return count_steps(student, data, loss=loss, settings=step.training)
+        return time_steps(student, data, loss=loss, settings=step.training)
 
 
 @contextlib.contextmanager

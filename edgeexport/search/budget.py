@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 from edgeexport.errors import RequestError
 from edgeexport.records.shrink import HalvingRound
@@ -45,3 +46,22 @@ def rounds(students: int, total: int) -> tuple[HalvingRound, ...]:
         if base >= LEAST_STEPS or count == 1:
             return tuple(HalvingRound(size, max(base, 1) * REDUCTION**index) for index, size in enumerate(sizes))
     return ()
+
+
+def steps_in_all(students: int, *, seconds: float, one: Callable[[int], float]) -> int:
+    """Return the `total` for `rounds` whose trainings take no more than that together; 1 if none does.
+
+    one: steps -> seconds of a training from its start. Each of them sees its first batches as new ones, and looks at
+    its held-out samples: many short trainings take longer than a long one of as many steps.
+    """
+
+    def fits(total: int) -> bool:
+        return sum(each.students * one(each.steps) for each in rounds(students, total)) <= seconds
+
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

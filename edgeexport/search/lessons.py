@@ -22,7 +22,7 @@ from edgeexport.records.base import digest, to_json
 from edgeexport.records.recipe import Distill
 from edgeexport.records.shrink import Effort, HalvingRound, Trial
 from edgeexport.records.stages import Scored
-from edgeexport.search.budget import TRAINING_SHARE, rounds
+from edgeexport.search.budget import TRAINING_SHARE, rounds, steps_in_all
 from edgeexport.search.entrants import Entrant, Field, Ground
 from edgeexport.search.halving import Halving
 from edgeexport.workspace import publish
@@ -54,14 +54,15 @@ class Taught:
 
 def taught(ground: Ground, entrants: Sequence[Entrant], *, budget_minutes: float) -> Taught:
     """Train the entrants by successive halving, in as many steps as the budget allows."""
-    total = _effort(ground, entrants[0], minutes=budget_minutes * TRAINING_SHARE).steps
+    minutes = budget_minutes * TRAINING_SHARE
+    total = _effort(ground, entrants[0], students=len(entrants), minutes=minutes).steps
     plan = rounds(len(entrants), total)
     halving = Halving([f"{index} {each.name}" for index, each in enumerate(entrants[: plan[0].students])])
     alive, lessons, done = list(range(plan[0].students)), dict[int, Lesson](), 0
     for number, each in enumerate(plan, 1):
         lost = {}
         for place, index in enumerate(alive, 1):
-            left = budget_minutes * TRAINING_SHARE * (1 - done / max(total, 1))
+            left = minutes * (1 - done / max(total, 1))
             label = f"round {number} of {len(plan)}, student {place} of {len(alive)}, {entrants[index].name}"
             lessons[index] = lesson(ground, entrants[index], steps=each.steps, label=f"{label}, {left:.0f} min left")
             lost[index] = lessons[index].lost
@@ -95,14 +96,14 @@ def step_of(ground: Ground, entrant: Entrant, *, steps: int) -> Distill:
     )
 
 
-def _effort(ground: Ground, entrant: Entrant, *, minutes: float) -> Effort:
-    """How many steps of the student that keeps most fit into the minutes, timed once."""
+def _effort(ground: Ground, entrant: Entrant, *, students: int, minutes: float) -> Effort:
+    """How many steps of all trainings together fit into the minutes, by those of the student that keeps most."""
     road = ground.road
     settings = msgspec.structs.replace(ground.lesson.training, steps=None, budget_minutes=minutes)
     step = msgspec.structs.replace(step_of(ground, entrant, steps=1), training=settings)
 
     def make(_: Path) -> Effort:
-        from edgeexport.compression.distill import count_distil_steps
+        from edgeexport.compression.distill import time_distil_steps
         from edgeexport.compression.prune import apply_pruning
         from edgeexport.pipeline.workbench import feeds_of
 
@@ -110,10 +111,12 @@ def _effort(ground: Ground, entrant: Entrant, *, minutes: float) -> Effort:
         assert entrant.student.plan is not None
         student = apply_pruning(load_rung(road, ground.last), entrant.student.plan, example=feeds_of(road)[0])
         teacher = teacher_of(road, step, source=ground.source)
-        return Effort(count_distil_steps(student, teacher, data=training_data(road), step=step))
+        times = time_distil_steps(student, teacher, data=training_data(road), step=step)
+        return Effort(steps_in_all(students, seconds=60 * minutes, one=times.seconds))
 
     key: dict[str, Any] = {
         "minutes": minutes,
+        "students": students,
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
         "plan": digest(entrant.student.plan),
         "from": [stage_key(ground.last), stage_key(ground.source)],

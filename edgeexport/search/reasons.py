@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeexport.errors import OutOfReach
+from edgeexport.errors import EdgeExportError, OutOfReach
 from edgeexport.records.recipe import Limits
 from edgeexport.records.run import TargetResult
 from edgeexport.records.shrink import HeadStart
@@ -70,7 +70,10 @@ def loses_too_much(ground: Ground, outcome: Taught, *, best: Entrant, bar: float
 def slower(
     ground: Ground, outcome: Taught, *, start: HeadStart, bar: float
 ) -> tuple[tuple[str, ...], list[tuple[Entrant, Lesson]]]:
-    """Train one student for less than was asked for; say what that reaches."""
+    """Train one student for less than was asked for; say what that reaches, or why it cannot be told.
+
+    What goes wrong here costs one sentence, not the report of all that was trained before.
+    """
     looser = _looser(ground.limits)
     if suffices(start, looser):
         return (f"{start.times:.2f}× and {start.bytes / MB:.3g} MB are reached without any cut",), []
@@ -79,6 +82,8 @@ def slower(
         found = field(easier, start, factors=(1.0,))
     except OutOfReach as error:
         return (str(error),), []
+    except EdgeExportError as error:
+        return (f"what {asked_text(looser)} would cost could not be told: {error}",), []
     if not found.entrants:
         return none_reaches(easier, found, start=start), []
     entrants = found.entrants

@@ -7,15 +7,16 @@ from edgeexport.training.distillation import distillation_loss, soft_loss
 from edgeexport.training.losses import CLASS_LOSSES, Loss, first_output, forward, resolve_loss
 from edgeexport.training.optimizers import one_cycle
 from edgeexport.training.samples import Batch, TrainingData
-from edgeexport.training.trainer import count_steps, train
+from edgeexport.training.timing import StepTimes
+from edgeexport.training.trainer import time_steps, train
 
 __all__ = [
     "CLASS_LOSSES",
     "Augment",
     "Batch",
     "Loss",
+    "StepTimes",
     "TrainingData",
-    "count_steps",
     "crop_flip",
     "distillation_loss",
     "first_output",
@@ -24,5 +25,6 @@ __all__ = [
     "resolve_augment",
     "resolve_loss",
     "soft_loss",
+    "time_steps",
     "train",
 ]

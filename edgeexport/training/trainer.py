@@ -20,17 +20,16 @@ from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
 from edgeexport.records.training import Training, TrainingRecord
 from edgeexport.training.batches import Batches, batches_of
-from edgeexport.training.keeping import LOOKS, Average, Best, copied, hold_out, is_look, part_of, put, tensors_of
+from edgeexport.training.keeping import Average, Best, copied, hold_out, is_look, put, tensors_of
 from edgeexport.training.losses import Loss, guarded
 from edgeexport.training.optimizers import one_cycle
 from edgeexport.training.samples import TrainingData
 from edgeexport.training.stepping import Stepper, stepping
+from edgeexport.training.timing import StepTimes, step_times
 from edgeexport.training.unfinished import Unfinished, training_key
 
 if TYPE_CHECKING:
     import torch
-
-TIMING_STEPS = 8
 
 
 def train(
@@ -94,62 +93,13 @@ def _record(course: _Course, *, samples: int) -> TrainingRecord:
     )
 
 
-def count_steps(
-    module: torch.nn.Module, data: TrainingData, *, loss: Loss, settings: Training, progress: Progress = silent
-) -> int:
-    """Return how many steps `settings` asks for: `steps`, what fits into `budget_minutes` here, or `epochs` exactly.
-
-    The timing runs a few steps and undoes them; the module, its statistics and the random state stay as they are.
-    """
+def time_steps(module: torch.nn.Module, data: TrainingData, *, loss: Loss, settings: Training) -> StepTimes:
+    """Return what the steps of a training with `settings` take here: a few are run and undone."""
     was_training = module.training
     with _course(module, data, loss=guarded(loss), settings=settings) as course:
-        steps = _count(course.stepper, course.batches, held_out=course.held_out, progress=progress)
+        times = step_times(course.stepper, course.batches, held_out=course.held_out)
     module.train(was_training)
-    return steps
-
-
-def _count(stepper: Stepper, batches: Batches, *, held_out: TrainingData | None, progress: Progress) -> int:
-    settings = stepper.settings
-    if settings.steps is not None:
-        return settings.steps
-    if settings.budget_minutes is None:
-        return max(1, round(settings.epochs * len(batches.data) / batches.size))
-    progress("timing a training step", None)
-    before = [copied(tensors_of(module)) for module in stepper.trained]
-    trial = stepper.anew(folder=batches.data.folder)
-    try:
-        first = _middle_seconds(trial, batches)
-        again = first if batches.views is None else _middle_seconds(trial, batches)
-    finally:
-        for module, tensors in zip(stepper.trained, before, strict=True):
-            put(module, tensors)
-    budget = settings.budget_minutes * 60
-    if held_out is not None:  # looks take of it what they take, but not nearly all
-        budget = max(budget - LOOKS * _look_seconds(stepper, held_out), 0.1 * budget)
-    new = min(budget / first, batches.different)
-    remembered = getattr(stepper.loss, "remembered", None)
-    share = 1.0 if remembered is None else remembered(batches.different)
-    later = share * again + (1 - share) * first
-    return ranks.agreed(max(1, int(new + max(0.0, budget - new * first) / later)))
-
-
-def _middle_seconds(trial: Stepper, batches: Batches) -> float:
-    """Return the median time of a few steps after the first one. Batches seen before may be cheaper: see `views`."""
-    seconds: list[float] = []
-    for number in range(TIMING_STEPS):
-        start = time.monotonic()
-        trial.step(batches, number, rate=0.0)
-        seconds.append(time.monotonic() - start)
-    return max(sorted(seconds[1:])[len(seconds[1:]) // 2], 1e-6)
-
-
-def _look_seconds(stepper: Stepper, held_out: TrainingData) -> float:
-    """Return how long it takes to look at the samples held out, by the time of a first batch of them."""
-    few = part_of(held_out, slice(stepper.settings.batch_size))
-    stepper.evaluate(few)
-    start = time.monotonic()
-    stepper.evaluate(few)
-    return (time.monotonic() - start) * len(held_out) / len(few)
+    return times
 
 
 @dataclass
@@ -168,8 +118,15 @@ class _Course:
 
     def begin(self, progress: Progress) -> None:
         """Decide how many steps there are; a number that wall time decided is kept at once."""
-        self.steps = _count(self.stepper, self.batches, held_out=self.held_out, progress=progress)
-        if self.stepper.settings.budget_minutes is not None:
+        settings = self.stepper.settings
+        if settings.steps is not None or settings.budget_minutes is None:
+            epochs = settings.epochs * len(self.batches.data) / self.batches.size
+            self.steps = settings.steps or max(1, round(epochs))
+        else:
+            progress("timing a training step", None)
+            times = step_times(self.stepper, self.batches, held_out=self.held_out)
+            self.steps = times.steps_in(settings.budget_minutes * 60)
+        if settings.budget_minutes is not None:
             self.unfinished.save(self._state())
 
     def run(self, progress: Progress) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from edgeexport.errors import RequestError
-from edgeexport.search.budget import LEAST_STEPS, minutes, rounds
+from edgeexport.search.budget import LEAST_STEPS, minutes, rounds, steps_in_all
 from edgeexport.search.halving import Halving
+from edgeexport.training import StepTimes
 
 
 def test_the_best_third_goes_on_whatever_the_order_of_telling():
@@ -37,6 +40,22 @@ def test_a_small_budget_trains_fewer_students_rather_than_all_for_nothing():
     assert [each.students for each in rounds(6, 1000)] == [6, 2, 1]
     assert rounds(6, 4 * LEAST_STEPS + 2)[0].students < 6
     assert [(each.students, each.steps) for each in rounds(6, 1)] == [(1, 1)]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [StepTimes(1.0, 1.0, math.inf), StepTimes(1.0, 0.25, 100), StepTimes(1.0, 1.0, math.inf, looks=20.0)],
+    ids=["plain", "views", "looks"],
+)
+def test_trainings_of_a_search_take_the_budget_together_each_with_its_new_batches_and_looks(times):
+    plan = rounds(6, steps_in_all(6, seconds=1000.0, one=times.seconds))
+    assert [each.students for each in plan] == [6, 2, 1]
+    taken = sum(each.students * times.seconds(each.steps) for each in plan)
+    assert 950 < taken <= 1000
+
+
+def test_a_budget_too_small_for_any_training_trains_one_step():
+    assert steps_in_all(6, seconds=0.5, one=StepTimes(1.0, 1.0, math.inf).seconds) == 1
 
 
 @pytest.mark.parametrize(("text", "value"), [("90m", 90.0), ("1.5h", 90.0), ("45s", 0.75), ("20", 20.0)])

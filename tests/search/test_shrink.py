@@ -90,6 +90,18 @@ def test_a_limit_on_what_is_lost_that_nothing_holds_is_explained_and_is_exit_1(d
     assert "infeasible" in (desk.folder / "out" / "shrink.html").read_text(encoding="utf-8")
 
 
+def test_a_device_that_fails_after_the_trainings_costs_a_sentence_not_the_search(desk, monkeypatch):
+    def gone(*_: object, **__: object) -> None:
+        raise DeviceError("the device does not answer")
+
+    desk.edit("recipe.toml", "learning_rate = 0.02 }", "learning_rate = 1e-9 }")
+    monkeypatch.setattr(reasons, "field", gone)
+    assert desk.shrink("--speedup", "4", "--max-drop", "0") == 1
+    best, less = desk.found()["explanation"]
+    assert best.startswith("4×: the best of ")
+    assert less == "what 3× would cost could not be told: the device does not answer"
+
+
 def test_a_speed_that_no_cut_can_give_is_explained_and_is_exit_1(desk, capsys):
     assert desk.shrink("--speedup", "1000", "--max-drop", "60") == 1
     assert "by width: pruning cannot reach" in capsys.readouterr().err
@@ -288,7 +300,7 @@ def test_a_budget_is_turned_into_steps_once(desk, monkeypatch):
     monkeypatch.setattr(lessons, "_effort", TIMED)
     assert desk.shrink(*ASKED, "--budget", "3s") == 0
     first = desk.found()
-    monkeypatch.setattr(distilling, "count_steps", pytest.fail)
+    monkeypatch.setattr(distilling, "time_steps", pytest.fail)
     assert desk.shrink(*ASKED, "--budget", "3s") == 0
     assert desk.found()["rounds"] == first["rounds"]
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.records.recipe import Training
-from edgeexport.training import Batch, TrainingData, count_steps, distillation, resolve_loss, train, trainer
+from edgeexport.training import Batch, TrainingData, distillation, resolve_loss, time_steps, timing, train
 from edgeexport.training.distillation import Taught, distillation_loss
 from edgeexport.training.keeping import LOOKS, Average, hold_out, is_look
 from tests.training.nets import network, pictures, same
 
 CROSS_ENTROPY = resolve_loss("cross_entropy")
-BEST = Training(keep="best", batch_size=16, epochs=4, held_out=0.3)
+BEST = Training(keep="best", batch_size=16, epochs=4, held_out=0.3, precision="float32")
 
 
 def loss_on(module, data):
@@ -111,16 +110,12 @@ def test_an_average_is_what_a_training_with_one_ends_in():
 
 def test_the_time_of_looks_comes_out_of_the_budget(monkeypatch):
     """20 looks of 2 s each: of a minute, 20 s are left for steps of a tenth of a second."""
-    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: 0.1)
-    monkeypatch.setattr(trainer, "_look_seconds", lambda *_: 2.0)
-    plain = Training(batch_size=10, budget_minutes=1.0)
+    monkeypatch.setattr(timing, "_middle_seconds", lambda *_: 0.1)
+    monkeypatch.setattr(timing, "_look_seconds", lambda *_: 2.0)
     steps = {
-        keep: count_steps(
-            network(),
-            pictures(),
-            loss=resolve_loss("cross_entropy"),
-            settings=msgspec.structs.replace(plain, keep=keep),
-        )
+        keep: time_steps(
+            network(), pictures(), loss=CROSS_ENTROPY, settings=Training(batch_size=10, keep=keep)
+        ).steps_in(60)
         for keep in ("last", "best")
     }
     assert steps == {"last": 600, "best": 200}
@@ -129,12 +124,11 @@ def test_the_time_of_looks_comes_out_of_the_budget(monkeypatch):
 def test_answers_that_no_memory_holds_are_paid_for_again(monkeypatch):
     """Of 10 batches that come again for a tenth of the time, half are remembered."""
     seconds = iter([1.0, 0.1])
-    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr(timing, "_middle_seconds", lambda *_: next(seconds))
     monkeypatch.setattr(Taught, "remembered", lambda *_: 0.5)
     loss = distillation_loss(network(), temperature=4.0, soft_share=0.9, hard=None)
-    settings = Training(batch_size=10, budget_minutes=1.0, views=1)
-    steps = count_steps(network(), pictures(), loss=loss, settings=settings)
-    assert steps == 10 + int(50 / 0.55)
+    times = time_steps(network(), pictures(), loss=loss, settings=Training(batch_size=10, views=1))
+    assert times.steps_in(60) == 10 + int(50 / 0.55)
 
 
 def test_a_teacher_tells_how_much_of_an_epoch_it_remembers(monkeypatch):

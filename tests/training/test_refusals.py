@@ -15,7 +15,7 @@ from torch import nn
 from edgeexport.compression.distill import distill
 from edgeexport.errors import DataError, ModelError, RequestError
 from edgeexport.records.recipe import Distill, Training
-from edgeexport.training import Batch, TrainingData, count_steps, resolve_augment, resolve_loss, train
+from edgeexport.training import Batch, TrainingData, resolve_augment, resolve_loss, time_steps, train
 
 SETTINGS = Training(batch_size=8, learning_rate=0.01)
 LOSSES = """
@@ -126,7 +126,7 @@ def test_a_loss_is_called_as_the_users_while_a_budget_is_timed() -> None:
         raise KeyError("mine")
 
     with pytest.raises(RequestError, match="the loss 'odd'"):
-        count_steps(network(), rows(), loss=odd, settings=Training(budget_minutes=0.01))
+        time_steps(network(), rows(), loss=odd, settings=Training())
 
 
 @pytest.mark.parametrize(

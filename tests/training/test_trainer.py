@@ -16,13 +16,13 @@ from edgeexport.records.recipe import Training
 from edgeexport.training import (
     Batch,
     TrainingData,
-    count_steps,
     crop_flip,
     one_cycle,
     resolve_augment,
     resolve_loss,
+    time_steps,
+    timing,
     train,
-    trainer,
 )
 from edgeexport.training.batches import batches_of
 from tests.training.nets import network, pictures, same
@@ -74,7 +74,7 @@ def test_training_learns(name):
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 3), (1.0, 6), (2.0, 12), (0.001, 1)])
 def test_fractional_epochs_become_an_exact_number_of_steps(epochs, steps):
     settings = Training(epochs=epochs, batch_size=16)
-    assert count_steps(network(), pictures(96), loss=CROSS_ENTROPY, settings=settings) == steps
+    assert train(network(), pictures(96), loss=CROSS_ENTROPY, settings=settings).steps == steps
 
 
 def test_a_budget_becomes_steps_once_and_the_record_replays_it():
@@ -109,15 +109,15 @@ def same_batch(one, other):
 
 def test_a_budget_counts_views_that_come_again_at_what_they_cost(monkeypatch):
     costs = iter([0.125, 0.03125])
-    monkeypatch.setattr(trainer, "_middle_seconds", lambda *_: next(costs))
+    monkeypatch.setattr(timing, "_middle_seconds", lambda *_: next(costs))
     settings = Training(batch_size=16, views=2, budget_minutes=(13 * 0.125 + 40.5 * 0.03125) / 60)
-    assert count_steps(network(), pictures(), loss=CROSS_ENTROPY, settings=settings) == 13 + 40
+    assert train(network(), pictures(), loss=CROSS_ENTROPY, settings=settings).steps == 13 + 40
 
 
 def test_timing_a_budget_leaves_the_module_alone():
     module = network()
     before = copy.deepcopy(module)
-    count_steps(module, pictures(), loss=CROSS_ENTROPY, settings=Training(budget_minutes=0.01))
+    time_steps(module, pictures(), loss=CROSS_ENTROPY, settings=Training())
     assert same(module, before)
     assert module.training
 
