@@ -21,11 +21,12 @@ from edgeexport.records.recipe import Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
+from tests.benchmarks import resnet56 as benchmark
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
 from tests.benchmarks.qat_rescue import moved_integers
-from tests.benchmarks.resnet56 import STUDENTS, cut, spread
+from tests.benchmarks.resnet56 import STUDENTS, chosen, control_epochs, cut, spread
 from tests.real import keywords
 from tests.real.models import resnet56
 
@@ -86,6 +87,50 @@ def test_a_student_cut_from_resnet56_has_blocks_of_its_teacher_and_leaves_it_who
     for block, index in zip(own, kept[stage], strict=True):
         torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
     assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, folder: Path, faster: dict[tuple[int, ...], float]) -> Path:
+    """A source 11 times as large as any student, each of which is so many times faster."""
+    current: list[tuple[int, ...]] = []
+
+    def ship(student: Any, *_: object, **__: object) -> tuple[Path, Path]:
+        current.append(tuple(len(stage) for stage in (student.layer1, student.layer2, student.layer3)))
+        (folder / "int8.onnx").write_bytes(bytes(100))
+        return folder, folder / "int8.onnx"
+
+    monkeypatch.setattr(benchmark, "shipped", ship)
+    monkeypatch.setattr(benchmark, "released", resnet56)
+    monkeypatch.setattr(benchmark, "speed_up", lambda *_, **__: faster[current[-1]])
+    monkeypatch.setattr(benchmark, "_feeds", lambda *_: [])
+    (folder / "source.onnx").write_bytes(bytes(1100))
+    return folder / "source.onnx"
+
+
+def test_the_student_is_the_largest_that_is_fast_enough_and_is_chosen_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = offered(monkeypatch, tmp_path, dict(zip(STUDENTS, (5.4, 5.7, 6.6), strict=True)))
+    data = TrainingData(np.zeros((1, 3, 32, 32), np.float32))
+    assert chosen(source, data, folder=tmp_path) == spread(STUDENTS[1])
+    monkeypatch.setattr(benchmark, "shipped", pytest.fail)
+    assert chosen(source, data, folder=tmp_path) == spread(STUDENTS[1])
+
+
+@pytest.mark.parametrize("faster", [(5.4, 5.4, 5.4), (float("nan"), 5.7, 6.6)])
+def test_no_student_is_chosen_where_none_is_fast_enough_or_the_speed_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: tuple[float, ...]
+) -> None:
+    source = offered(monkeypatch, tmp_path, dict(zip(STUDENTS, faster, strict=True)))
+    data = TrainingData(np.zeros((1, 3, 32, 32), np.float32))
+    for _ in range(2):  # and nothing is kept of it
+        with pytest.raises(RuntimeError, match=r"no student is 10.0 x smaller and 5.5 x faster here: \(2, 5, 3\)"):
+            chosen(source, data, folder=tmp_path)
+
+
+def test_the_control_gets_the_time_of_tuning_and_of_distilling() -> None:
+    costs = {"tune": 2.0, "distil": 1.0, "alone": 0.5}
+    wanted = benchmark.TUNE.epochs * 2.0 + benchmark.DISTIL.training.epochs * 0.5 + benchmark.VIEWS * 0.5
+    assert control_epochs(costs) * 2.0 == pytest.approx(wanted)
 
 
 def measuring(valid: Callable[[str, int], bool], launched: list[list[str]]) -> Any:

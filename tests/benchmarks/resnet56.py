@@ -10,6 +10,7 @@ EDGEEXPORT_BENCHMARKS_SCALE scales all epochs, for a try that proves nothing but
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import threading
@@ -32,6 +33,7 @@ from edgeexport.compression.checkpoint import load_weights
 from edgeexport.compression.distill import distill
 from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.data.pictures import Pictures, ZipStore
+from edgeexport.records.base import digest
 from edgeexport.records.recipe import Distill, Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.runtimes.ort import open_session
@@ -103,20 +105,32 @@ def run() -> tuple[dict[str, Any], dict[str, Bar]]:
 
 
 def chosen(source: Path, data: TrainingData, *, folder: Path) -> Kept:
-    """Return the blocks of the first of STUDENTS that is small and fast enough in int8 here, untrained."""
-    said = folder / "chosen.json"
+    """Return the blocks of the first of STUDENTS that is small and fast enough in int8 here, untrained.
+
+    Raises RuntimeError where none is, or where one cannot be measured: hours of training would prove nothing.
+    """
+    said = _kept_file(folder, "chosen", STUDENTS, MARGIN)
     if said.is_file():
         return msgspec.json.decode(said.read_bytes(), type=Kept)
+    found = []
     for blocks in STUDENTS:
         kept = spread(blocks)
         _, int8 = shipped(cut(released(), kept), data, folder=folder)
         smaller = source.stat().st_size / int8.stat().st_size
         faster = speed_up(source, int8, samples=_feeds(data, 1))
-        _say(f"{smaller:.2f} x smaller, {faster:.2f} x faster", None, who=f"{blocks} blocks")
-        if smaller >= SMALLER and faster >= FASTER * MARGIN:
+        found.append(f"{blocks} blocks: {smaller:.2f} x smaller, {faster:.2f} x faster")
+        _say(found[-1], None, who="student")
+        if math.isnan(faster):
             break
-    publish(said, msgspec.json.encode(kept))
-    return kept
+        if smaller >= SMALLER and faster >= FASTER * MARGIN:
+            publish(said, msgspec.json.encode(kept))
+            return kept
+    raise RuntimeError(f"no student is {SMALLER} x smaller and {FASTER} x faster here: {'; '.join(found)}")
+
+
+def _kept_file(folder: Path, name: str, *what: Any) -> Path:
+    """Where something is kept that holds for these settings on this machine."""
+    return folder / f"{name}-{digest([what, str(host_target()), THREADS]).removeprefix('sha256:')[:12]}.json"
 
 
 def spread(blocks: Sequence[int]) -> Kept:
@@ -166,7 +180,8 @@ def _begin() -> None:
 def _costs(place: Path, kept: Kept) -> dict[str, float]:
     data = pictures("train")
     says = _in_onnxruntime(released(), data, folder=place)
-    return step_costs(place / "costs.json", _trainings(says, kept), data=data, batch_size=TUNE.batch_size)
+    kept_file = _kept_file(place, "costs", kept, msgspec.to_builtins(TUNE), msgspec.to_builtins(DISTIL))
+    return step_costs(kept_file, _trainings(says, kept), data=data, batch_size=TUNE.batch_size)
 
 
 def _compress(place: Path, kept: Kept) -> float:
