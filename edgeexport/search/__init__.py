@@ -216,7 +216,9 @@ def _shipped(recipe: Recipe, found: ShrinkRecord, *, step: Distill | None, way: 
     notes = (*found.notes, *(() if file else ("no recipe is written: this one has live objects",)))
     done = run(whole, way.target, device=way.device, out=way.out, workspace=way.workspace, progress=way.progress)
     (result,) = done.targets
-    told = not_shipped(result, cut=step is not None)
+    # The student is the last step before quantization, so its rung is the last one that all targets share.
+    names = [rung.name for rung in done.rungs if rung.target is None]
+    told = not_shipped(result, student=names[-1] if step is not None else None)
     if told:
         done = withdrawn(done, told, out=way.out)
     return msgspec.structs.replace(found, recipe_file=file, run=done, notes=notes, explanation=told)

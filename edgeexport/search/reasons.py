@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeexport.errors import EdgeExportError, OutOfReach
+from edgeexport.errors import ConverterFailed, DeviceError, OutOfReach, RequestError
 from edgeexport.records.recipe import Limits
 from edgeexport.records.run import TargetResult
 from edgeexport.records.shrink import HeadStart
@@ -18,8 +18,6 @@ from edgeexport.search.lessons import Lesson, Taught, lesson
 
 # What is tried to tell how much would be possible: students for so much of the goal, for so much of the budget.
 LESS, RESERVE = 0.75, 0.15
-# What the road calls the rung of a distil step, and all forms of it.
-STUDENT = "distilled"
 
 
 def asked_text(limits: Limits) -> str:
@@ -77,13 +75,20 @@ def slower(
     looser = _looser(ground.limits)
     if suffices(start, looser):
         return (f"{start.times:.2f}× and {start.bytes / MB:.3g} MB are reached without any cut",), []
-    easier = replace(ground, limits=looser)
     try:
-        found = field(easier, start, factors=(1.0,))
+        return _reached(ground, outcome, looser=looser, start=start, bar=bar)
     except OutOfReach as error:
         return (str(error),), []
-    except EdgeExportError as error:
-        return (f"what {asked_text(looser)} would cost could not be told: {error}",), []
+    except (RequestError, DeviceError, ConverterFailed) as error:
+        next_step = f"; {error.next_step}" if error.next_step else ""
+        return (f"what {asked_text(looser)} would cost could not be told: {error}{next_step}",), []
+
+
+def _reached(
+    ground: Ground, outcome: Taught, *, looser: Limits, start: HeadStart, bar: float
+) -> tuple[tuple[str, ...], list[tuple[Entrant, Lesson]]]:
+    easier = replace(ground, limits=looser)
+    found = field(easier, start, factors=(1.0,))
     if not found.entrants:
         return none_reaches(easier, found, start=start), []
     entrants = found.entrants
@@ -103,13 +108,15 @@ def _looser(limits: Limits) -> Limits:
     return Limits(speedup=speedup, max_size_mb=size)
 
 
-def not_shipped(result: TargetResult, *, cut: bool) -> tuple[str, ...]:
-    """Say why `run` does not ship the model that the search found; nothing where it does. cut: whether it is a student.
+def not_shipped(result: TargetResult, *, student: str | None) -> tuple[str, ...]:
+    """Say why `run` does not ship the model that the search found; nothing where it does.
+
+    student: the name of its rung; None where the uncut network was found to do.
 
     Where nothing can be measured, an uncut network might ship with its speed unproven: that is not what was asked for.
     """
     if result.shipped is None:
         return (f"the model that was found does not ship: {result.nearest_miss}",)
-    if cut and not result.shipped.startswith(STUDENT):
+    if student and not result.shipped.startswith(f"{student} "):
         return (f"the student does not ship, only {result.shipped} would: see what is rolled back in report.html",)
     return ()

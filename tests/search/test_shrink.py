@@ -90,16 +90,17 @@ def test_a_limit_on_what_is_lost_that_nothing_holds_is_explained_and_is_exit_1(d
     assert "infeasible" in (desk.folder / "out" / "shrink.html").read_text(encoding="utf-8")
 
 
-def test_a_device_that_fails_after_the_trainings_costs_a_sentence_not_the_search(desk, monkeypatch):
+@pytest.mark.parametrize("part", ["field", "lesson"])
+def test_a_device_that_fails_after_the_trainings_costs_a_sentence_not_the_search(desk, monkeypatch, part):
     def gone(*_: object, **__: object) -> None:
-        raise DeviceError("the device does not answer")
+        raise DeviceError("the device does not answer", next_step="plug it in")
 
     desk.edit("recipe.toml", "learning_rate = 0.02 }", "learning_rate = 1e-9 }")
-    monkeypatch.setattr(reasons, "field", gone)
+    monkeypatch.setattr(reasons, part, gone)
     assert desk.shrink("--speedup", "4", "--max-drop", "0") == 1
     best, less = desk.found()["explanation"]
     assert best.startswith("4×: the best of ")
-    assert less == "what 3× would cost could not be told: the device does not answer"
+    assert less == "what 3× would cost could not be told: the device does not answer; plug it in"
 
 
 def test_a_speed_that_no_cut_can_give_is_explained_and_is_exit_1(desk, capsys):
