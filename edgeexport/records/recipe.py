@@ -196,7 +196,8 @@ class Distill(Record, tag_field="do", tag="distill"):
     `temperature` (Hinton 2015); "dkd" parts it into the target and the others, which count `beta` times (Zhao 2022);
     "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
     = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
-    The teacher may be an .onnx file.
+    Further outputs that both have in one shape are compared by relative squared difference. The teacher may be an .onnx
+    file.
     student = "auto": cut from the present model, by each of `mixes`, for goals as in `prune`; the fastest by
     measurement is trained, even where it misses a goal, which a note then tells. `locked`, `round_to`: as in `prune`.
     A path that ends in .json: the pruning plan that cuts it.

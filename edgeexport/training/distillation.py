@@ -6,11 +6,13 @@ the student sees.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from edgeexport import ranks
 from edgeexport.errors import ModelError
-from edgeexport.training.losses import Loss, first_output, forward, widened
+from edgeexport.training.losses import Loss, first_output, forward, further_outputs, widened
 from edgeexport.training.samples import Batch
 from edgeexport.training.stepping import fed
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 # Bytes of a teacher's answers that are kept in memory; beyond them it is asked again.
 MOST_REMEMBERED = 1 << 30
+# A value beyond this stands for infinity: masks of attention hold the largest float there is.
+LARGEST = 1e15
+
+# What a teacher says to a batch: its first output, and those of the others that have a partner.
+_Answer: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor]]"
 
 
 class Soft(Protocol):
@@ -33,6 +40,7 @@ class Soft(Protocol):
 class Taught:
     """A loss of a student under a teacher. soft: (student's output, teacher's, batch) -> scalar; hard: on labels.
 
+    The first outputs are compared by `soft`, further ones that both have in one shape by `relative`: see `partners`.
     learned: what is trained beside the student, such as the projections of `feature_matcher`.
     layout: of the pictures that the teacher is shown, see `fast_layout`; None for the one they come in.
     remember: keep what it says to a batch that comes again (`Training.views`); not where its features are looked at.
@@ -45,12 +53,12 @@ class Taught:
     learned: torch.nn.Module | None = None
     layout: torch.memory_format | None = None
     remember: bool = False
-    _remembered: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
+    _remembered: dict[int | None, _Answer] = field(default_factory=dict, repr=False)
 
     def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return soft_share x soft + (1 - soft_share) x hard. Raises ModelError for outputs of two shapes."""
-        wanted = self._wanted(batch)
-        given = first_output(outputs)
+        given, others = first_output(outputs), further_outputs(outputs)
+        wanted, further = self._wanted(batch, others)
         if given.shape != wanted.shape:
             raise ModelError(
                 f"the student's first output has the shape {list(given.shape)}, the teacher's {list(wanted.shape)}",
@@ -59,19 +67,24 @@ class Taught:
         # The hard loss first: it checks the labels, which the soft one may use.
         hard = None if self.hard is None else self.hard(outputs, batch)
         soft = self.soft(given, wanted, batch=batch)
+        for name, other in further.items():
+            soft = soft + relative(others[name], other)
         return soft if hard is None else self.soft_share * soft + (1 - self.soft_share) * hard
 
     def remembered(self, batches: int) -> float:
         """Return what share of so many batches is answered from memory when they come again."""
         known = next(iter(self._remembered.values()), None)
-        return 0.0 if known is None else min(1.0, MOST_REMEMBERED // known.nbytes / batches)
+        return 0.0 if known is None else min(1.0, MOST_REMEMBERED // _bytes(known) / batches)
 
     def forget(self) -> None:
         """Forget what was said: numbers of batches mean something in one training only."""
         self._remembered.clear()
 
-    def _wanted(self, batch: Batch) -> torch.Tensor:
-        """Return what the teacher says to a batch: from memory if it can be, else by asking it."""
+    def _wanted(self, batch: Batch, others: Mapping[str, torch.Tensor]) -> _Answer:
+        """Return what the teacher says to a batch: from memory if it can be, else by asking it.
+
+        others: the student's further outputs; of the teacher's, those without a partner are of no use.
+        """
         import torch
 
         known = self._remembered.get(batch.number)
@@ -79,10 +92,33 @@ class Taught:
             return known
         with torch.no_grad():
             shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
-            wanted = widened(first_output(forward(self.teacher, shown, what="the teacher")))
-        if self.remember and batch.number is not None and len(self._remembered) < MOST_REMEMBERED // wanted.nbytes:
-            self._remembered[batch.number] = wanted.clone()
-        return wanted
+            said = forward(self.teacher, shown, what="the teacher")
+            further = {name: widened(each) for name, each in partners(others, further_outputs(said)).items()}
+            answer = widened(first_output(said)), further
+        if self.remember and batch.number is not None and len(self._remembered) < MOST_REMEMBERED // _bytes(answer):
+            first, further = answer
+            self._remembered[batch.number] = first.clone(), {name: each.clone() for name, each in further.items()}
+        return answer
+
+
+def _bytes(answer: _Answer) -> int:
+    return sum(each.nbytes for each in (answer[0], *answer[1].values()))
+
+
+def partners(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the teacher's further output for each of the student's that has one, by the student's names.
+
+    They are paired by name, or in order where there are as many under other names (an .onnx teacher returns them in a
+    row). Left alone is what is not of one shape, empty, or no floating-point tensor.
+    """
+    if given.keys() != wanted.keys() and len(given) == len(wanted):
+        wanted = dict(zip(given, wanted.values(), strict=True))
+    pairs = {name: (own, wanted[name]) for name, own in given.items() if name in wanted}
+    return {
+        name: other
+        for name, (own, other) in pairs.items()
+        if own.shape == other.shape and own.numel() and own.is_floating_point() and other.is_floating_point()
+    }
 
 
 def distillation_loss(
@@ -168,6 +204,22 @@ def squared(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch
     from torch.nn import functional
 
     return functional.mse_loss(given, wanted)
+
+
+def relative(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the squared difference as a share of the mean squares of both, over the batch of all processes.
+
+    The share is only a scale: no gradient flows through it. With the teacher's squares alone, a student that starts
+    with larger outputs would diverge. Where the teacher says nothing finite (a masked place), nothing is compared.
+    """
+    import torch
+
+    known = wanted.abs() < LARGEST
+    own = given.detach()
+    squares = torch.where(known, own.square() + wanted.square(), 0.0)
+    size = torch.stack([squares.sum(), squares.new_tensor(float(squares.numel()))])
+    ranks.average([size])
+    return torch.where(known, given - wanted, 0.0).square().mean() / (size[0] / size[1]).clamp_min(1e-12)
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:

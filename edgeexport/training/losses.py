@@ -97,6 +97,16 @@ def first_output(outputs: Any) -> torch.Tensor:
     return found
 
 
+def further_outputs(outputs: Any) -> dict[str, torch.Tensor]:
+    """Return a model's tensors after its first output, by their places in what it returns: `[1]`, `['boxes'][0]`."""
+    import torch
+    from torch.utils import _pytree
+
+    places, _ = _pytree.tree_flatten_with_path(outputs)
+    found = {_pytree.keystr(place): each for place, each in places if isinstance(each, torch.Tensor)}
+    return dict(list(found.items())[1:])
+
+
 def widened(values: torch.Tensor) -> torch.Tensor:
     """Return 16-bit floats as float32, anything else as it is: losses are not worked out in 8 bits of mantissa."""
     return values.float() if values.is_floating_point() and values.itemsize < 4 else values

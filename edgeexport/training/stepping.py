@@ -129,8 +129,8 @@ def learned_by(loss: Loss) -> torch.nn.Module | None:
 def precision_of(settings: Training) -> str:
     """Return "bfloat16" or "float32": what "auto" means on this machine, asked of torch.
 
-    AVX512_BF16 without AMX is not enough: forward and backward take 1.2 to 1.7 times as long in it (torch 2.13:
-    convolutions of 64 and 256 channels, depthwise ones, linear and encoder layers), and .57 for 16 channels.
+    AVX512_BF16 without AMX is not enough: forward and backward of most layers take 1.2 to 1.7 times as long in it as in
+    float32 (torch 2.13: convolutions of 64 and 256 channels, depthwise ones, linear and encoder layers).
     """
     import torch
 

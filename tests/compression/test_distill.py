@@ -217,6 +217,109 @@ def test_an_onnx_file_teaches_as_its_network_does(tmp_path):
     assert by_file.final_loss == pytest.approx(by_module.final_loss, rel=1e-3)
 
 
+class TwoHeads(nn.Module):
+    """Classes, and one more head in a unit of its own."""
+
+    def __init__(self, seed, *, unit=640.0, width=4):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.classes, self.boxes, self.unit = nn.Linear(4, 3), nn.Linear(4, width), unit
+
+    def forward(self, row):
+        return self.classes(row), self.unit * self.boxes(row)
+
+
+class Clipped(TwoHeads):
+    def forward(self, row):
+        classes, boxes = super().forward(row)
+        return classes, boxes.relu()
+
+
+def gap(student, teacher):
+    inputs = torch.from_numpy(rows().arrays[0])
+    with torch.no_grad():
+        given, wanted = student(inputs)[1], teacher(inputs)[1]
+    return float((given - wanted).square().mean() / wanted.square().mean())
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        TwoHeads(0),
+        TwoHeads(0, width=1),
+        TwoHeads(0, unit=64.0, width=1),
+        TwoHeads(0, unit=6400.0, width=1),
+        Clipped(0, width=1),
+    ],
+    ids=["alike", "scalar", "smaller", "larger", "sparse"],
+)
+def test_every_output_is_learnt_not_the_first_alone(teacher):
+    student = TwoHeads(1, width=teacher.boxes.out_features)
+    before = gap(student, teacher)
+    settings = Training(epochs=60, batch_size=32, learning_rate=0.01, optimizer="adamw")
+    distill(student, teacher, data=rows(), step=Distill(training=settings))
+    assert gap(student, teacher) < 0.7 * before
+    if not isinstance(teacher, Clipped) and teacher.unit == student.unit:
+        assert gap(student, teacher) < 0.1
+
+
+def charged(given, wanted):
+    """The loss of a student that says `given` where its teacher says `wanted`."""
+    taught = distillation_loss(nn.Identity(), temperature=4.0, soft_share=0.9, hard=None)
+    taught.teacher.forward = lambda _: wanted
+    return float(taught(given, Batch((torch.zeros(2, 4),), None)))
+
+
+X, ONE, TWO = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2, 4), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((X, [ONE, TWO]), (X, ONE, TWO)),
+        ({"x": X, "a": ONE, "b": TWO}, {"x": X, "b": TWO, "a": ONE}),
+        ((X, ONE.bool(), TWO), (X, ONE, TWO)),
+        ((X, None, TWO), (X, TWO)),
+        ((X, ONE), (X, ONE, TWO)),
+        ((X, ONE), (X, TWO[:, :2])),
+        ((X, ONE[:, :0]), (X, ONE[:, :0])),
+        ((X, ONE), (X, torch.full((2, 4), -torch.inf))),
+        ((X, ONE), (X, torch.full((2, 4), torch.finfo(torch.float32).min))),
+    ],
+    ids=["nested", "keys", "masks", "none", "more", "shapes", "empty", "infinite", "masked"],
+)
+def test_outputs_are_compared_with_their_like_alone(given, wanted):
+    assert charged(given, wanted) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((X, [ONE, ONE]), (X, [ONE, TWO])),
+        ({"x": X, "a": ONE, "b": TWO}, {"x": X, "b": ONE, "a": TWO}),
+        ({"x": X, "a": ONE}, (X, TWO)),
+        ((X, torch.tensor(1.0)), (X, torch.tensor(2.0))),
+    ],
+    ids=["nested", "keys", "by place", "scalars"],
+)
+def test_outputs_that_differ_from_their_like_are_charged_for(given, wanted):
+    assert charged(given, wanted) > 0
+
+
+def test_answers_of_several_outputs_are_remembered_whole_without_those_that_no_one_compares(monkeypatch):
+    class Mapped(TwoHeads):
+        def forward(self, row):
+            return (*super().forward(row), torch.zeros(len(row), 1000))
+
+    taught = distillation_loss(Mapped(0), temperature=4.0, soft_share=0.9, hard=None)
+    batch = Batch((torch.ones(2, 4),), None, number=0)
+    first = taught(TwoHeads(1)(*batch.inputs), batch)
+    monkeypatch.setattr(taught.teacher, "forward", pytest.fail)
+    assert torch.equal(taught(TwoHeads(1)(*batch.inputs), batch), first)
+    monkeypatch.setattr(distillation, "MOST_REMEMBERED", 2 * (3 + 4) * 4)
+    assert taught.remembered(1) == 1.0
+
+
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
