@@ -103,6 +103,20 @@ def test_a_device_that_fails_after_the_trainings_costs_a_sentence_not_the_search
     assert less == "what 3× would cost could not be told: the device does not answer; plug it in"
 
 
+@pytest.mark.parametrize(
+    ("shipped", "student", "said"),
+    [
+        ("distilled int8 minmax", "distilled", False),
+        ("distilled (2) int8 minmax", "distilled (2)", False),
+        ("distilled int8 minmax", "distilled (2)", True),
+        ("source int8 minmax", "distilled", True),
+        ("source int8 minmax", None, False),
+    ],
+)
+def test_what_ships_in_place_of_the_student_is_told(shipped, student, said):
+    assert bool(reasons.not_shipped(SimpleNamespace(shipped=shipped), student=student)) is said
+
+
 def test_a_speed_that_no_cut_can_give_is_explained_and_is_exit_1(desk, capsys):
     assert desk.shrink("--speedup", "1000", "--max-drop", "60") == 1
     assert "by width: pruning cannot reach" in capsys.readouterr().err

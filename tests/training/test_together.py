@@ -150,33 +150,46 @@ def test_the_parts_of_a_batch_are_the_batch(world, monkeypatch):
     assert np.array_equal(torch.cat(parts), whole)
 
 
-HINT = """
+TAUGHT = """
 import sys
 
 import torch
+from torch import nn
 
 from edgeexport import ranks
 from edgeexport.compression.distill import distill
 from edgeexport.records.recipe import Distill, Training
 from tests.training.nets import network, pictures
 
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network(dropout=0.0)
+
+    def forward(self, picture):
+        return self.net(picture), self.net[:3](picture)
+
+
 torch.set_num_threads(1)
-module, teacher = network(dropout=0.0), network(dropout=0.0)
+module, teacher = Both(), Both()
 with torch.no_grad():
     for each in teacher.parameters():
         each.mul_(1.5)
-step = Distill(method="hint", feature_weight=10.0, training=Training(batch_size=15, steps=12, learning_rate=0.02))
+settings = Training(batch_size=15, steps=12, learning_rate=0.02)
+step = Distill(method=sys.argv[2], feature_weight=10.0, training=settings)
 distill(module, teacher, data=pictures(), step=step)
 if ranks.first():
     torch.save(module.state_dict(), sys.argv[1])
 """
 
 
-def test_two_processes_learn_the_features_that_one_learns(tmp_path):
-    (tmp_path / "script.py").write_text(HINT)
-    torchrun(str(tmp_path / "script.py"), str(tmp_path / "two.pt"))
+@pytest.mark.parametrize("method", ["hint", "logits"])
+def test_two_processes_learn_the_features_and_outputs_that_one_learns(tmp_path, method):
+    (tmp_path / "script.py").write_text(TAUGHT)
+    torchrun(str(tmp_path / "script.py"), str(tmp_path / "two.pt"), method)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one.pt")]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one.pt"), method]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
     two, one = (torch.load(tmp_path / name, weights_only=True) for name in ("two.pt", "one.pt"))
     for name, value in one.items():
