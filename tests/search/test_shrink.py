@@ -131,7 +131,7 @@ def test_nothing_of_an_earlier_search_stays_beside_one_that_ships_nothing(desk, 
 
 
 def test_a_bundle_that_is_taken_back_is_named_nowhere(desk, monkeypatch, capsys):
-    monkeypatch.setattr(reasons, "STUDENT", "another")
+    monkeypatch.setattr(search, "not_shipped", lambda result, **_: reasons.not_shipped(result, student="another"))
     assert desk.shrink(*ASKED) == 1
     assert not desk.bundle().exists()
     assert "linux-arm64.bundle" not in capsys.readouterr().out
@@ -346,5 +346,5 @@ def test_steps_are_timed_anew_under_another_teacher(tmp_path, monkeypatch):
     student = SimpleNamespace(student=SimpleNamespace(plan={}))
     for teacher in (None, ModelSpec(factory="m:small"), ModelSpec(factory="m:large")):
         ground = SimpleNamespace(road=road, last="last", source="source", lesson=Distill(teacher=teacher))
-        TIMED(ground, student, minutes=1.0)
+        TIMED(ground, student, students=6, minutes=1.0)
     assert keys[0] != keys[1] != keys[2] != keys[0]
