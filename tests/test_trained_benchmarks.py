@@ -40,16 +40,19 @@ def test_the_log_mel_front_end_in_two_steps_equals_a_plain_fourier_transform() -
     np.testing.assert_allclose(found[:, 0], wanted, atol=1e-4)
 
 
-def test_costs_of_steps_are_taken_once_and_kept(tmp_path: Path) -> None:
+def test_costs_of_steps_are_taken_once_for_the_same_trainings_and_kept(tmp_path: Path) -> None:
     data = TrainingData(np.zeros((64, 2), np.float32), np.zeros(64, np.int64))
     seen: list[int] = []
-    kept = tmp_path / "costs.json"
-    first = step_costs(kept, {"count": lambda few: seen.append(len(few))}, data=data, batch_size=4)
+    trainings = {"count": lambda few: seen.append(len(few))}
+    first = step_costs(tmp_path, trainings, data=data, batch_size=4, key={"epochs": 1})
     assert set(seen[1:]) == {16}
+    (kept,) = tmp_path.iterdir()
     assert json.loads(kept.read_text(encoding="utf-8")) == first
     seen.clear()
-    assert step_costs(kept, {"count": lambda few: seen.append(len(few))}, data=data, batch_size=4) == first
+    assert step_costs(tmp_path, trainings, data=data, batch_size=4, key={"epochs": 1}) == first
     assert seen == []
+    step_costs(tmp_path, trainings, data=data, batch_size=4, key={"epochs": 2})
+    assert seen
 
 
 def test_varied_clips_keep_their_shape_have_silence_in_them_and_repeat_with_the_seed() -> None:

@@ -11,24 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeexport.training import TrainingData
 from edgeexport.workspace import publish
+from tests.benchmarks.kept import kept_file
 
 ROUNDS, STEPS = 4, 4
 
 Trainings = Mapping[str, Callable[[TrainingData], object]]
 
 
-def step_costs(kept: Path, trainings: Trainings, *, data: TrainingData, batch_size: int) -> dict[str, float]:
+def step_costs(
+    folder: Path, trainings: Trainings, *, data: TrainingData, batch_size: int, key: Any
+) -> dict[str, float]:
     """Return the CPU seconds of one step of each training: the least of ROUNDS of STEPS steps each, taken in turn.
 
-    trainings: name -> a function that trains on what it is given for one epoch. kept: the file that remembers.
+    trainings: name -> a function that trains on what it is given for one epoch. folder: where they are
+    remembered. key: what the trainings depend on.
     """
+    kept = kept_file(folder, "costs", key=[sorted(trainings), batch_size, key])
     if kept.is_file():
         known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-        if known.keys() == trainings.keys():
-            return known
+        return known
     sys.stderr.write(f"timing the steps of {', '.join(trainings)}\n")
     spent: dict[str, list[float]] = {name: [] for name in trainings}
     for number in range(ROUNDS + 1):

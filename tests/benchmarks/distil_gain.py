@@ -92,7 +92,7 @@ def _costs(teacher: torch.nn.Module, data: TrainingData, *, step: Distill, new: 
         "alone": lambda few: train(single, few, loss=resolve_loss("cross_entropy"), settings=lesson.training),
     }
     with tempfile.TemporaryDirectory() as folder:
-        return step_costs(Path(folder) / "costs.json", trainings, data=data, batch_size=BATCH)
+        return step_costs(Path(folder), trainings, data=data, batch_size=BATCH, key=None)
 
 
 def _for(settings: Training, seed: int, *, steps: int) -> Training:

@@ -1,4 +1,4 @@
-"""Networks that a benchmark trains, kept in a workspace under what made them: a killed run goes on where it was."""
+"""What a benchmark works out, kept under what made it: a killed run goes on where it was, a changed one begins anew."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgeexport.compression.checkpoint import load_weights, save_weights
+from edgeexport.records.base import digest
 from edgeexport.records.training import TrainingRecord
 from edgeexport.workspace import Workspace
 
 WEIGHTS = "weights.safetensors"
+
+
+def kept_file(folder: Path, name: str, *, key: Any) -> Path:
+    """Where a benchmark keeps a figure that holds for `key` on a CPU like this one, with as many threads."""
+    what = [key, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    return folder / f"{name}-{digest(what).removeprefix('sha256:')[:12]}.json"
 
 
 def trained(

@@ -56,7 +56,8 @@ def _row(speaker: str) -> dict[str, float]:
     heard = keywords.Clips(lambda one: one != speaker)
     judging = keywords.Clips(lambda one: one == speaker)
     data = DataSpec(train=heard, evaluate=judging)
-    costs = step_costs(CACHE / "keyword" / "costs.json", _trainings(), data=_arrays(heard), batch_size=64)
+    key = msgspec.to_builtins(TRAINING)
+    costs = step_costs(CACHE / "keyword", _trainings(), data=_arrays(heard), batch_size=64, key=key)
     # The teacher is asked in the epochs whose views are new; in the others a step costs what it costs alone.
     alone_epochs = STUDENT_EPOCHS + VIEWS * (costs["distil"] / costs["alone"] - 1)
     small = ModelSpec(factory=SMALL, inputs=INPUTS)

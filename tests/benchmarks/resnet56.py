@@ -33,7 +33,6 @@ from edgeexport.compression.checkpoint import load_weights
 from edgeexport.compression.distill import distill
 from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.data.pictures import Pictures, ZipStore
-from edgeexport.records.base import digest
 from edgeexport.records.recipe import Distill, Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.runtimes.ort import open_session
@@ -43,7 +42,7 @@ from tests.benchmarks.bar import Bar
 from tests.benchmarks.beside import speed_up
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.host import host_target
-from tests.benchmarks.kept import trained
+from tests.benchmarks.kept import kept_file, trained
 from tests.benchmarks.wheels import CACHE
 from tests.needs import DATA
 from tests.real.models import resnet56
@@ -109,7 +108,7 @@ def chosen(source: Path, data: TrainingData, *, folder: Path) -> Kept:
 
     Raises RuntimeError where none is, or where one cannot be measured: hours of training would prove nothing.
     """
-    said = _kept_file(folder, "chosen", STUDENTS, MARGIN)
+    said = kept_file(folder, "chosen", key=[STUDENTS, MARGIN, host_target()])
     if said.is_file():
         return msgspec.json.decode(said.read_bytes(), type=Kept)
     found = []
@@ -126,11 +125,6 @@ def chosen(source: Path, data: TrainingData, *, folder: Path) -> Kept:
             publish(said, msgspec.json.encode(kept))
             return kept
     raise RuntimeError(f"no student is {SMALLER} x smaller and {FASTER} x faster here: {'; '.join(found)}")
-
-
-def _kept_file(folder: Path, name: str, *what: Any) -> Path:
-    """Where something is kept that holds for these settings on this machine."""
-    return folder / f"{name}-{digest([what, str(host_target()), THREADS]).removeprefix('sha256:')[:12]}.json"
 
 
 def spread(blocks: Sequence[int]) -> Kept:
@@ -180,8 +174,8 @@ def _begin() -> None:
 def _costs(place: Path, kept: Kept) -> dict[str, float]:
     data = pictures("train")
     says = _in_onnxruntime(released(), data, folder=place)
-    kept_file = _kept_file(place, "costs", kept, msgspec.to_builtins(TUNE), msgspec.to_builtins(DISTIL))
-    return step_costs(kept_file, _trainings(says, kept), data=data, batch_size=TUNE.batch_size)
+    key = [kept, msgspec.to_builtins(TUNE), msgspec.to_builtins(DISTIL)]
+    return step_costs(place, _trainings(says, kept), data=data, batch_size=TUNE.batch_size, key=key)
 
 
 def _compress(place: Path, kept: Kept) -> float:
