@@ -98,9 +98,7 @@ def step_of(ground: Ground, entrant: Entrant, *, steps: int) -> Distill:
 
 def _effort(ground: Ground, entrant: Entrant, *, students: int, minutes: float) -> Effort:
     """How many steps of all trainings together fit into the minutes, by those of the student that keeps most."""
-    road = ground.road
-    settings = msgspec.structs.replace(ground.lesson.training, steps=None, budget_minutes=minutes)
-    step = msgspec.structs.replace(step_of(ground, entrant, steps=1), training=settings)
+    road, step = ground.road, step_of(ground, entrant, steps=1)
 
     def make(_: Path) -> Effort:
         from edgeexport.compression.distill import time_distil_steps
@@ -121,7 +119,7 @@ def _effort(ground: Ground, entrant: Entrant, *, students: int, minutes: float) 
         "plan": digest(entrant.student.plan),
         "from": [stage_key(ground.last), stage_key(ground.source)],
         "teacher": step.teacher and model_key(step.teacher, road.recipe, workspace=road.workspace),
-        **training_key(settings, road.recipe, workspace=road.workspace),
+        **training_key(step.training, road.recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
     return road.workspace.stage("search effort", key=key, make=make, kind=Effort).record
