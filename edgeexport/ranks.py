@@ -85,6 +85,13 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
         place += tensor.numel()
 
 
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the values of all processes together, of which each may hold another number."""
+    total = values.sum(), values.new_tensor(float(values.numel()))
+    average(total)
+    return total[0] / total[1]
+
+
 def follow(tensors: Sequence[torch.Tensor]) -> None:
     """Overwrite each tensor with what process 0 holds."""
     if count() == 1:

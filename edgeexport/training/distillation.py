@@ -216,10 +216,8 @@ def relative(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
     known = wanted.abs() < LARGEST
     own = given.detach()
-    squares = torch.where(known, own.square() + wanted.square(), 0.0)
-    size = torch.stack([squares.sum(), squares.new_tensor(float(squares.numel()))])
-    ranks.average([size])
-    return torch.where(known, given - wanted, 0.0).square().mean() / (size[0] / size[1]).clamp_min(1e-12)
+    size = ranks.mean(torch.where(known, own.square() + wanted.square(), 0.0))
+    return torch.where(known, given - wanted, 0.0).square().mean() / size.clamp_min(1e-12)
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
