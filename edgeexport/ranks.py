@@ -112,11 +112,21 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _group() -> Any:
-    """Return torch.distributed, joined to the others over gloo."""
+    """Return torch.distributed, joined to the others over gloo until this process ends."""
+    import atexit
     import datetime as dt
 
     import torch.distributed
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=dt.timedelta(hours=PATIENCE_HOURS))
+        atexit.register(_leave)
     return torch.distributed
+
+
+def _leave() -> None:
+    """Leave the others, if that was not done before: threads of gloo that still run now and then abort the process."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -151,10 +151,13 @@ def test_the_parts_of_a_batch_are_the_batch(world, monkeypatch):
 
 
 TAUGHT = """
+import atexit
 import sys
 
 import torch
 from torch import nn
+
+atexit.register(lambda: print("in a group at the end:", torch.distributed.is_initialized()))
 
 from edgeexport import ranks
 from edgeexport.compression.distill import distill
@@ -187,7 +190,8 @@ if ranks.first():
 @pytest.mark.parametrize("method", ["hint", "logits"])
 def test_two_processes_learn_the_features_and_outputs_that_one_learns(tmp_path, method):
     (tmp_path / "script.py").write_text(TAUGHT)
-    torchrun(str(tmp_path / "script.py"), str(tmp_path / "two.pt"), method)
+    done = torchrun(str(tmp_path / "script.py"), str(tmp_path / "two.pt"), method)
+    assert done.stdout.count("in a group at the end: False") == 2
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one.pt"), method]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
