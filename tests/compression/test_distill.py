@@ -263,6 +263,14 @@ def test_every_output_is_learnt_not_the_first_alone(teacher):
         assert gap(student, teacher) < 0.1
 
 
+@pytest.mark.parametrize(("start", "goal"), [(-2.0, 1.0), (-1.0, 1.0), (3.0, 0.0), (1000.0, 1.0), (0.001, 1.0)])
+def test_a_further_output_is_drawn_to_its_teacher_by_steps_of_its_own_size(start, goal):
+    given = torch.tensor([start], requires_grad=True)
+    distillation.relative(given, torch.tensor([goal])).backward()
+    assert given.grad.item() * (start - goal) > 0
+    assert abs(given.grad.item()) < 4 / max(abs(start), abs(goal))
+
+
 def charged(given, wanted):
     """The loss of a student that says `given` where its teacher says `wanted`."""
     taught = distillation_loss(nn.Identity(), temperature=4.0, soft_share=0.9, hard=None)
