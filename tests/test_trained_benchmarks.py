@@ -25,6 +25,7 @@ from tests.benchmarks import resnet56 as benchmark
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
+from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
 from tests.benchmarks.resnet56 import STUDENTS, chosen, control_epochs, cut, spread
 from tests.real import keywords
@@ -178,3 +179,43 @@ def test_a_training_that_moves_no_integer_is_told_from_one_that_does(tmp_path: P
         output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
         onnx.save(helper.make_model(helper.make_graph([node], "net", [], [output], points)), path)
     assert [moved_integers(files[0], path) for path in files[1:]] == [0.0, 0.25]
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (64, 16), (8, 8)])
+def test_a_step_of_muon_is_nearly_orthogonal_and_points_as_the_gradient_does(shape: tuple[int, int]) -> None:
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(gradient)
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    sizes = torch.linalg.svdvals(found)
+    assert 0.6 < float(sizes.min()) and float(sizes.max()) < 1.3
+    torch.testing.assert_close(left.T @ found @ right.T, torch.diag(sizes.flip(0) * 0 + 0.95), atol=0.35, rtol=0)
+
+
+def test_muon_steps_convolutions_by_their_size_and_the_rest_as_sgd_does() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    rest = [parameter for parameter in network.parameters() if parameter.ndim != 4]
+    groups = [{"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.1}]
+    groups.append({"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0})
+    before = [parameter.detach().clone() for parameter in rest]
+    optimizer = muon(groups, 0.02)
+    twins = [nn.Parameter(each.clone()) for each in before]
+    decays = [0.1 if each.ndim > 1 else 0.0 for each in twins]
+    plain = torch.optim.SGD(
+        [{"params": [twin], "weight_decay": decay} for twin, decay in zip(twins, decays, strict=True)],
+        lr=0.02 * OTHERS,
+        momentum=0.9,
+        nesterov=True,
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        for twin, parameter in zip(twins, rest, strict=True):
+            twin.grad = parameter.grad.clone() if parameter.grad is not None else None
+        filters = network[0].weight.detach().clone()
+        optimizer.step()
+        plain.step()
+        torch.testing.assert_close(rest, twins)
+        step = network[0].weight - filters * (8**0.5 / filters.norm())
+        sizes = torch.linalg.svdvals(step.detach().flatten(1) / 0.02)
+        assert 0.6 < float(sizes.min()) and float(sizes.max()) < 1.3

@@ -14,6 +14,7 @@ from edgeexport.compression.distill import distill
 from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.errors import DataError, ModelError, RecipeError
 from edgeexport.records.recipe import Distill, ModelSpec, Training
+from edgeexport.runtimes import ort
 from edgeexport.training import (
     Batch,
     TrainingData,
@@ -215,6 +216,21 @@ def test_an_onnx_file_teaches_as_its_network_does(tmp_path):
     by_file = distill(one, module, data=small_pictures(), step=step)
     by_module = distill(other, teacher, data=small_pictures(), step=step)
     assert by_file.final_loss == pytest.approx(by_module.final_loss, rel=1e-3)
+
+
+def test_an_onnx_teacher_opens_its_session_as_it_is_told(tmp_path, monkeypatch):
+    path = exported(tmp_path, pictured(4).eval())
+    opened, really = [], ort.open_session
+
+    def spied(model, *, threads, options):
+        opened.append(options["config_entries"])
+        return really(model, threads=threads, options=options)
+
+    monkeypatch.setattr(ort, "open_session", spied)
+    onnx_teacher(path, {})
+    onnx_teacher(path, {}, config_entries={ort.EXACT_SUMS: "0"})
+    spinning = {"session.intra_op.allow_spinning": "0"}
+    assert opened == [spinning, {**spinning, ort.EXACT_SUMS: "0"}]
 
 
 class TwoHeads(nn.Module):
