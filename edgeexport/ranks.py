@@ -7,6 +7,7 @@ loaded here. What process 0 does alone (`alone`, or after `part`) is told apart 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,11 +105,28 @@ def follow(tensors: Sequence[torch.Tensor]) -> None:
 
 def summed(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum over all processes, through which gradients flow back to all of them."""
-    import torch.distributed.nn.functional
-
-    _group()
-    total: torch.Tensor = torch.distributed.nn.functional.all_reduce(tensor)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _sum().apply(tensor)
     return total
+
+
+@functools.cache
+def _sum() -> Any:
+    """A sum over all processes with its gradient, which is one too; torch's own was deprecated in 2.13."""
+    import torch
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa: ARG004 # torch hands it over
+            total = tensor.clone(memory_format=torch.contiguous_format)
+            _group().all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+            back: torch.Tensor = Sum.apply(gradient)  # type: ignore[no-untyped-call]
+            return back
+
+    return Sum
 
 
 def _group() -> Any:

@@ -60,7 +60,8 @@ def test_two_processes_train_what_one_trains(tmp_path):
     """Batches of 15 are shared unequally; batch norms see all of them."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
-    torchrun(str(tmp_path / "script.py"), str(tmp_path / "settings.json"), str(tmp_path))
+    done = torchrun(str(tmp_path / "script.py"), str(tmp_path / "settings.json"), str(tmp_path))
+    assert "FutureWarning" not in done.stderr
     single = network(dropout=0.0)
     train(single, pictures(), loss=resolve_loss("cross_entropy"), settings=Training(**SETTINGS))
     one, other = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in (0, 1))
