@@ -27,7 +27,7 @@ from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
 from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
-from tests.benchmarks.resnet56 import STUDENTS, chosen, control_epochs, cut, spread
+from tests.benchmarks.resnet56 import STUDENTS, AskedTwice, Mirrored, chosen, control_epochs, cut, spread
 from tests.real import keywords
 from tests.real.models import resnet56
 
@@ -218,3 +218,18 @@ def test_muon_steps_convolutions_by_their_size_and_the_rest_as_sgd_does() -> Non
         step = network[0].weight - filters * (8**0.5 / filters.norm())
         sizes = torch.linalg.svdvals(step.detach().flatten(1) / 0.02)
         torch.testing.assert_close(sizes, torch.ones_like(sizes), atol=0.35, rtol=0)
+
+
+def test_a_teacher_asked_twice_says_the_same_to_a_mirrored_picture_and_its_student_sees_both() -> None:
+    torch.manual_seed(0)
+    network, pictures = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 5)), torch.randn(64, 3, 4, 4)
+    mirrored = pictures.flip(-1)
+    twice = AskedTwice(network)
+    torch.testing.assert_close(twice(pictures), (network(pictures) + network(mirrored)) / 2)
+    torch.testing.assert_close(twice(pictures), twice(mirrored))
+    student = Mirrored(network)
+    told = student(pictures)
+    plain, other = ((told == network(each)).all(1) for each in (pictures, mirrored))
+    assert (plain ^ other).all()
+    assert 16 < int(plain.sum()) < 48
+    assert torch.equal(student.eval()(pictures), network(pictures))

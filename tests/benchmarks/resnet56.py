@@ -36,7 +36,7 @@ from edgeexport.data.pictures import Pictures, ZipStore
 from edgeexport.records.recipe import Distill, Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.runtimes.ort import EXACT_SUMS, open_session
-from edgeexport.training import TrainingData, resolve_loss, train
+from edgeexport.training import TrainingData, first_output, resolve_loss, train
 from edgeexport.workspace import Workspace, publish
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.beside import speed_up
@@ -63,7 +63,7 @@ DISTIL = Distill(
     temperature=4.0,
     soft_share=0.9,
     training=msgspec.structs.replace(
-        TUNE, epochs=24 * SCALE, optimizer="tests.benchmarks.muon:muon", learning_rate=0.02, views=VIEWS
+        TUNE, epochs=25 * SCALE, optimizer="tests.benchmarks.muon:muon", learning_rate=0.012, views=VIEWS
     ),
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -225,15 +225,45 @@ def _fitting(data: TrainingData, settings: Training, *, who: str) -> Fit:
 
 def _distilling(teacher: nn.Module, data: TrainingData, step: Distill = DISTIL) -> Fit:
     def fit(student: nn.Module, state: Path | None = None) -> TrainingRecord:
-        return distill(student, teacher, data=data, step=step, progress=partial(_say, who="student"), state=state)
+        say = partial(_say, who="student")
+        return distill(Mirrored(student), teacher, data=data, step=step, progress=say, state=state)
 
     return fit
 
 
 def _in_onnxruntime(teacher: nn.Module, data: TrainingData, *, folder: Path) -> nn.Module:
-    """Return a teacher as its int8 .onnx file, which answers in 0.25 of the time."""
+    """Return a teacher as its int8 .onnx file, which answers in 0.25 of the time, asked twice.
+
+    On the test pictures that made 90.1 of 89.3 points, in one run.
+    """
     _, int8 = shipped(teacher, data, folder=folder, name="teacher")
-    return onnx_teacher(int8, INPUTS, config_entries=AS_SHIPPED)
+    return AskedTwice(onnx_teacher(int8, INPUTS, config_entries=AS_SHIPPED)).eval()
+
+
+class AskedTwice(nn.Module):
+    """A teacher whose answer is the mean of those to a picture and to its mirror image: the same for both."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        answers: list[torch.Tensor] = [first_output(self.teacher(each)) for each in (image, image.flip(-1))]
+        return (answers[0] + answers[1]) / 2
+
+
+class Mirrored(nn.Module):
+    """A student that sees every other picture mirrored while it is trained: new to it, and no new question."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            image = torch.where(torch.rand(len(image), 1, 1, 1) < 0.5, image.flip(-1), image)
+        logits: torch.Tensor = self.student(image)
+        return logits
 
 
 def _trainings(says: nn.Module, kept: Kept) -> Any:
