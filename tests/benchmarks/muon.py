@@ -1,11 +1,11 @@
 """Muon, an optimizer for the convolutions of a short training: the step of each is made orthogonal.
 
-The rule: every convolution is followed by a norm, so that its size means nothing and may be set.
+The rule: every convolution is followed by a norm, so that its size means nothing and may be set. torch's own Muon
+takes matrices alone, and the trainer hands out the parameters as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,40 +21,29 @@ TURNS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 def muon(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
     """Return Muon over the convolutions in `groups`, and SGD with Nesterov momentum over everything else.
 
-    groups: as torch's optimizers take them, with their weight decay, which convolutions do without.
+    groups: as torch's optimizers take them, with their weight decay, which convolutions do without. It is torch's SGD,
+    which finds an orthogonal step where the gradient of a convolution was.
     """
     filters = [parameter for group in groups for parameter in group["params"] if parameter.ndim == 4]
     others = [{**group, "params": [each for each in group["params"] if each.ndim != 4]} for group in groups]
-    apart = [{**group, "lr": OTHERS * learning_rate, "orthogonal": False} for group in others if group["params"]]
-    return Muon([{"params": filters, "orthogonal": True}, *apart], learning_rate)
+    nesterov = {"lr": OTHERS * learning_rate, "momentum": MOMENTUM, "nesterov": True}
+    apart = [{**group, **nesterov} for group in others if group["params"]]
+    optimizer = torch.optim.SGD([{"params": filters}, *apart], lr=learning_rate)
+    optimizer.register_step_pre_hook(_orthogonalize)
+    return optimizer
 
 
-class Muon(torch.optim.Optimizer):
-    """Steps of `orthogonal` groups are orthogonal matrices (outputs, inputs x kernel), of others SGD's."""
-
-    def __init__(self, groups: list[dict[str, Any]], learning_rate: float) -> None:
-        super().__init__(groups, {"lr": learning_rate, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-
-    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
-        state = self.state[parameter]
-        momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-        momentum.mul_(MOMENTUM).add_(gradient)
-        step = gradient.add(momentum, alpha=MOMENTUM)
-        if group["orthogonal"]:
-            step = orthogonal(step.flatten(1)).view_as(parameter)
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-        parameter.add_(step, alpha=-group["lr"])
+@torch.no_grad()
+def _orthogonalize(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Put orthogonal steps in place of the gradients of the first group, and give its weights their size."""
+    for parameter in optimizer.param_groups[0]["params"]:
+        if parameter.grad is None:
+            continue
+        momentum = optimizer.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.mul_(MOMENTUM).add_(parameter.grad)
+        step = parameter.grad.add(momentum, alpha=MOMENTUM)
+        parameter.grad.copy_(orthogonal(step.flatten(1)).view_as(parameter))
+        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
