@@ -233,3 +233,23 @@ def test_a_teacher_asked_twice_says_the_same_to_a_mirrored_picture_and_its_stude
     assert (plain ^ other).all()
     assert 16 < int(plain.sum()) < 48
     assert torch.equal(student.eval()(pictures), network(pictures))
+
+
+def test_a_student_is_not_taken_for_one_that_other_code_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[Any] = []
+
+    def heard(_: Any, name: str, *, key: Any, **__: Any) -> nn.Module:
+        keys.append((name, dict(key)))
+        return nn.Identity()
+
+    monkeypatch.setattr(benchmark, "trained", heard)
+    monkeypatch.setattr(benchmark, "_in_onnxruntime", lambda teacher, _, **__: teacher)
+    work: Any = SimpleNamespace(path=Path())
+    nothing: Any = None
+    benchmark.taught(work, nothing, kept=spread((2, 5, 3)))
+    monkeypatch.setattr(benchmark, "__file__", __file__)
+    benchmark.taught(work, nothing, kept=spread((2, 5, 3)))
+    teacher, student, same, other = keys
+    assert teacher == same
+    assert student[0] == other[0] == "student"
+    assert student[1] != other[1]

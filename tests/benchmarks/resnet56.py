@@ -33,11 +33,13 @@ from edgeexport.compression.checkpoint import load_weights
 from edgeexport.compression.distill import distill
 from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.data.pictures import Pictures, ZipStore
+from edgeexport.records.base import file_digest
 from edgeexport.records.recipe import Distill, Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.runtimes.ort import EXACT_SUMS, open_session
 from edgeexport.training import TrainingData, first_output, resolve_loss, train
 from edgeexport.workspace import Workspace, publish
+from tests.benchmarks import muon
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.beside import speed_up
 from tests.benchmarks.cost import step_costs
@@ -150,9 +152,14 @@ def taught(work: Workspace, data: TrainingData, *, kept: Kept) -> tuple[nn.Modul
     key: dict[str, Any] = {"tune": msgspec.to_builtins(TUNE), "threads": THREADS}
     teacher = trained(work, "teacher", key=key, build=released, fit=_tuning(data, TUNE.epochs, who="teacher"))
     says = _in_onnxruntime(teacher, data, folder=work.path)
-    key |= {"distil": msgspec.to_builtins(DISTIL), "kept": kept}
+    key |= {"distil": msgspec.to_builtins(DISTIL), "kept": kept, "written": written()}
     student = trained(work, "student", key=key, build=lambda: cut(teacher, kept), fit=_distilling(says, data))
     return teacher, student
+
+
+def written() -> list[str]:
+    """Return digests of the code that no settings tell apart: how the teacher is asked, and what moves the student."""
+    return [file_digest(path) for path in (Path(__file__), Path(muon.__file__))]
 
 
 def trained_on(work: Workspace, data: TrainingData, *, epochs: float) -> nn.Module:
@@ -177,7 +184,7 @@ def _begin() -> None:
 def _costs(place: Path, kept: Kept) -> dict[str, float]:
     data = pictures("train")
     says = _in_onnxruntime(released(), data, folder=place)
-    key = [kept, msgspec.to_builtins(TUNE), msgspec.to_builtins(DISTIL)]
+    key = [kept, msgspec.to_builtins(TUNE), msgspec.to_builtins(DISTIL), written()]
     return step_costs(place, _trainings(says, kept), data=data, batch_size=TUNE.batch_size, key=key)
 
 
@@ -268,7 +275,7 @@ class Mirrored(nn.Module):
 
 def _trainings(says: nn.Module, kept: Kept) -> Any:
     source = released()
-    student, single = cut(source, kept), cut(source, kept)
+    student, single = cut(source, kept), Mirrored(cut(source, kept))
     once = msgspec.structs.replace(DISTIL, training=msgspec.structs.replace(DISTIL.training, epochs=1.0))
     return {
         "tune": lambda few: _tuning(few, 1.0, who="control")(source, None),
