@@ -21,15 +21,18 @@ from edgeexport.records.recipe import Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
+from tests.benchmarks import kept
 from tests.benchmarks import resnet56 as benchmark
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
 from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
-from tests.benchmarks.resnet56 import STUDENTS, AskedTwice, Mirrored, chosen, control_epochs, cut, spread
+from tests.benchmarks.resnet56 import SOURCES, AskedTwice, Mirrored, chosen, control_epochs, cut, spread, taught
 from tests.real import keywords
-from tests.real.models import resnet56
+
+SOURCE = SOURCES["resnet56"]
+WHOLE = (9, 9, 9)
 
 
 def test_the_log_mel_front_end_in_two_steps_equals_a_plain_fourier_transform() -> None:
@@ -47,8 +50,8 @@ def test_costs_of_steps_are_taken_once_for_the_same_trainings_and_kept(tmp_path:
     trainings = {"count": lambda few: seen.append(len(few))}
     first = step_costs(tmp_path, trainings, data=data, batch_size=4, key={"epochs": 1})
     assert set(seen[1:]) == {16}
-    (kept,) = tmp_path.iterdir()
-    assert json.loads(kept.read_text(encoding="utf-8")) == first
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text(encoding="utf-8")) == first
     seen.clear()
     assert step_costs(tmp_path, trainings, data=data, batch_size=4, key={"epochs": 1}) == first
     assert seen == []
@@ -82,15 +85,19 @@ def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_train
     torch.testing.assert_close(one.weight, trainings[0].weight, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_student_cut_from_resnet56_has_blocks_of_its_teacher_and_leaves_it_whole(stage: int) -> None:
-    teacher, kept = resnet56().eval(), spread(STUDENTS[0])
-    student = cut(teacher, kept)
-    own, taken = getattr(student, f"layer{stage + 1}"), getattr(teacher, f"layer{stage + 1}")
-    assert len(taken) == 9
-    for block, index in zip(own, kept[stage], strict=True):
-        torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
-    assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+@pytest.mark.parametrize(("name", "blocks"), [("resnet56", 9), ("resnet44", 7), ("resnet32", 5)])
+def test_a_student_cut_from_its_source_has_blocks_of_it_and_leaves_it_whole(name: str, blocks: int) -> None:
+    teacher = SOURCES[name].built().eval()
+    for students in SOURCES[name].students:
+        kept = spread(students, of=(blocks,) * 3)
+        student = cut(teacher, kept)
+        for stage in range(3):
+            own, taken = getattr(student, f"layer{stage + 1}"), getattr(teacher, f"layer{stage + 1}")
+            assert len(taken) == blocks
+            assert len(own) == students[stage]
+            for block, index in zip(own, kept[stage], strict=True):
+                torch.testing.assert_close(block.conv1.weight, taken[index].conv1.weight, rtol=0, atol=0)
+        assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def offered(monkeypatch: pytest.MonkeyPatch, folder: Path, faster: dict[tuple[int, ...], float]) -> Path:
@@ -103,7 +110,8 @@ def offered(monkeypatch: pytest.MonkeyPatch, folder: Path, faster: dict[tuple[in
         return folder, folder / "int8.onnx"
 
     monkeypatch.setattr(benchmark, "shipped", ship)
-    monkeypatch.setattr(benchmark, "released", resnet56)
+    monkeypatch.setattr(benchmark, "released", lambda of: of.built())
+    monkeypatch.setattr(benchmark.Source, "written", lambda _: [])
     monkeypatch.setattr(benchmark, "speed_up", lambda *_, **__: faster[current[-1]])
     monkeypatch.setattr(benchmark, "_feeds", lambda *_: [])
     (folder / "source.onnx").write_bytes(bytes(1100))
@@ -113,22 +121,26 @@ def offered(monkeypatch: pytest.MonkeyPatch, folder: Path, faster: dict[tuple[in
 def test_the_student_is_the_largest_that_is_fast_enough_and_is_chosen_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = offered(monkeypatch, tmp_path, dict(zip(STUDENTS, (5.4, 5.7, 6.6), strict=True)))
+    source = offered(monkeypatch, tmp_path, dict(zip(SOURCE.students, (5.4, 5.7, 6.6), strict=True)))
     data = TrainingData(np.zeros((1, 3, 32, 32), np.float32))
-    assert chosen(source, data, folder=tmp_path) == spread(STUDENTS[1])
+    wanted = spread(SOURCE.students[1], of=WHOLE)
+    assert chosen(SOURCE, source, data=data, folder=tmp_path) == wanted
     monkeypatch.setattr(benchmark, "shipped", pytest.fail)
-    assert chosen(source, data, folder=tmp_path) == spread(STUDENTS[1])
+    assert chosen(SOURCE, source, data=data, folder=tmp_path) == wanted
 
 
-@pytest.mark.parametrize("faster", [(5.4, 5.4, 5.4), (float("nan"), 5.7, 6.6)])
+@pytest.mark.parametrize(("faster", "said"), [
+    ((5.4, 5.4, 5.4), r"no student is 10.0 x smaller and 5.5 x faster here: \(2, 5, 3\)"),
+    ((float("nan"), 5.7, 6.6), r"\(2, 5, 3\) blocks could not be measured validly"),
+])  # fmt: skip
 def test_no_student_is_chosen_where_none_is_fast_enough_or_the_speed_is_not_known(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: tuple[float, ...]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: tuple[float, ...], said: str
 ) -> None:
-    source = offered(monkeypatch, tmp_path, dict(zip(STUDENTS, faster, strict=True)))
+    source = offered(monkeypatch, tmp_path, dict(zip(SOURCE.students, faster, strict=True)))
     data = TrainingData(np.zeros((1, 3, 32, 32), np.float32))
     for _ in range(2):  # and nothing is kept of it
-        with pytest.raises(RuntimeError, match=r"no student is 10.0 x smaller and 5.5 x faster here: \(2, 5, 3\)"):
-            chosen(source, data, folder=tmp_path)
+        with pytest.raises(RuntimeError, match=said):
+            chosen(SOURCE, source, data=data, folder=tmp_path)
 
 
 def test_the_control_gets_the_time_of_tuning_and_of_distilling() -> None:
@@ -235,21 +247,51 @@ def test_a_teacher_asked_twice_says_the_same_to_a_mirrored_picture_and_its_stude
     assert torch.equal(student.eval()(pictures), network(pictures))
 
 
-def test_a_student_is_not_taken_for_one_that_other_code_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: list[Any] = []
+def test_no_network_is_taken_for_one_of_other_code_another_checkpoint_or_other_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("checkpoints/resnet56-0.th", "checkpoints/resnet32-0.th", "cifar10/train.zip"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(benchmark, "DATA", tmp_path)
+    before = SOURCE.written()
+    assert SOURCE.written() == before
+    assert SOURCES["resnet32"].written() != before
+    (tmp_path / "cifar10" / "train.zip").write_text("others")
+    other_pictures = SOURCE.written()
+    monkeypatch.setattr(benchmark, "__file__", __file__)
+    assert len({*map(tuple, (before, other_pictures, SOURCE.written()))}) == 3
+    with pytest.raises(SystemExit, match="no resnet44"):
+        SOURCES["resnet44"].written()
+
+    keys: list[tuple[str, str]] = []
 
     def heard(_: Any, name: str, *, key: Any, **__: Any) -> nn.Module:
-        keys.append((name, dict(key)))
+        keys.append((name, json.dumps(key, sort_keys=True)))
         return nn.Identity()
 
     monkeypatch.setattr(benchmark, "trained", heard)
     monkeypatch.setattr(benchmark, "_in_onnxruntime", lambda teacher, _, **__: teacher)
     work: Any = SimpleNamespace(path=Path())
     nothing: Any = None
-    benchmark.taught(work, nothing, kept=spread((2, 5, 3)))
-    monkeypatch.setattr(benchmark, "__file__", __file__)
-    benchmark.taught(work, nothing, kept=spread((2, 5, 3)))
-    teacher, student, same, other = keys
-    assert teacher == same
-    assert student[0] == other[0] == "student"
-    assert student[1] != other[1]
+    for made_by in (before, other_pictures):
+        taught(SOURCE, work, data=nothing, kept=spread((2, 5, 3), of=WHOLE), made_by=made_by)
+        benchmark.trained_on(SOURCE, work, data=nothing, epochs=1.0, made_by=made_by)
+    assert [name for name, _ in keys] == ["teacher", "student", "control"] * 2
+    assert len({*keys}) == 6
+
+
+def test_costs_and_choices_are_not_those_of_another_tool_or_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = [kept.kept_file(tmp_path, "costs", key=0)]
+    for name, other in (
+        ("tool_digest", lambda: "another"),
+        ("versions", lambda *names: dict.fromkeys(names, "0")),
+        ("host_features", lambda: ("avx2",)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, name, other)
+            found.append(kept.kept_file(tmp_path, "costs", key=0))
+    assert len({*found}) == 4
+    assert kept.kept_file(tmp_path, "costs", key=0) == found[0]

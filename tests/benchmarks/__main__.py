@@ -32,6 +32,8 @@ BENCHMARKS = {
     "qat-rescue": "EfficientNet-Lite0 with one scale for each weight: what min-max and QAT lose",
     "minilm-depth": "MiniLM with half its layers: STS-B Spearman and int8 latency beside the full model, tuned alike",
     "resnet56": "ResNet-56 cut, distilled, in int8: accuracy against a control of the same CPU time, size, speed",
+    "resnet44": "the same of a ResNet-44, where its checkpoint lies beside the data",
+    "resnet32": "the same of a ResNet-32",
     "never-worse": "six real models down the whole road: nothing ships slower or worse than allowed",
     "timing-truth": "our mean against onnxruntime_test and litert-benchmark on the same files",
     "aa": "200 comparisons of a model with itself under changing load: differences claimed",

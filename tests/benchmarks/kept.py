@@ -10,17 +10,24 @@ import torch
 from torch import nn
 
 from edgeexport.compression.checkpoint import load_weights, save_weights
-from edgeexport.records.base import digest
+from edgeexport.devices.local import host_features
+from edgeexport.records.base import digest, file_digest
 from edgeexport.records.training import TrainingRecord
-from edgeexport.workspace import Workspace
+from edgeexport.workspace import Workspace, tool_digest, versions
 
 WEIGHTS = "weights.safetensors"
 
 
 def kept_file(folder: Path, name: str, *, key: Any) -> Path:
-    """Where a benchmark keeps a figure that holds for `key` on a CPU like this one, with as many threads."""
-    what = [key, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    """Where a benchmark keeps a figure that holds for `key` by this edgeexport, on such a CPU with as many threads."""
+    made_by = [tool_digest(), versions("torch", "onnxruntime", "numpy")]
+    what = [key, made_by, sorted(host_features()), torch.get_num_threads()]
     return folder / f"{name}-{digest(what).removeprefix('sha256:')[:12]}.json"
+
+
+def written(*files: Path) -> list[str]:
+    """Return digests of files that a training depends on and no settings tell apart: code, checkpoints, samples."""
+    return [file_digest(path) for path in files]
 
 
 def trained(

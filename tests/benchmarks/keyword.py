@@ -23,6 +23,7 @@ from edgeexport.training import TrainingData, resolve_loss, train
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.host import host_target
+from tests.benchmarks.kept import written
 from tests.benchmarks.wheels import CACHE
 from tests.real import keywords
 
@@ -56,7 +57,7 @@ def _row(speaker: str) -> dict[str, float]:
     heard = keywords.Clips(lambda one: one != speaker)
     judging = keywords.Clips(lambda one: one == speaker)
     data = DataSpec(train=heard, evaluate=judging)
-    key = msgspec.to_builtins(TRAINING)
+    key = [msgspec.to_builtins(TRAINING), written(Path(__file__), Path(keywords.__file__))]
     costs = step_costs(CACHE / "keyword", _trainings(), data=_arrays(heard), batch_size=64, key=key)
     # The teacher is asked in the epochs whose views are new; in the others a step costs what it costs alone.
     alone_epochs = STUDENT_EPOCHS + VIEWS * (costs["distil"] / costs["alone"] - 1)

@@ -29,9 +29,10 @@ from edgeexport.workspace import Workspace
 from tests.benchmarks.bar import Bar
 from tests.benchmarks.beside import speed_up
 from tests.benchmarks.host import host_target
-from tests.benchmarks.kept import trained
+from tests.benchmarks.kept import trained, written
 from tests.benchmarks.minilm_int8 import _judged
 from tests.benchmarks.wheels import CACHE
+from tests.needs import DATA
 from tests.real import minilm
 
 LAYERS = (0, 2, 4)
@@ -85,9 +86,10 @@ class Likeness(nn.Module):
 
 def networks(work: Workspace) -> tuple[nn.Module, nn.Module]:
     """Return the tuned full model, and the student cut from it, distilled and tuned."""
-    key = {"tune": msgspec.to_builtins(TUNE), "length": TRAINED_LENGTH, "torch": torch.get_num_threads()}
+    made_by = written(Path(__file__), Path(minilm.__file__), DATA / "stsb" / "stsb-en-train.csv")
+    key: dict[str, Any] = {"tune": msgspec.to_builtins(TUNE), "torch": torch.get_num_threads(), "made_by": made_by}
     full = trained(work, "full", key=key, build=minilm.minilm, fit=tune)
-    key |= {"layers": LAYERS, "distil": msgspec.to_builtins(DISTIL), "variations": VARIATIONS}
+    key |= {"layers": LAYERS, "distil": msgspec.to_builtins(DISTIL)}
 
     def learn(student: nn.Module, state: Path) -> Any:
         return distill(student, full, data=_sentences(), step=DISTIL, progress=_say, state=state)
