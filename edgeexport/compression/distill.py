@@ -60,14 +60,18 @@ def _lesson(
     soft = _soft(step)
     with fast_layout(teacher, data) as layout:
         if step.method not in {"hint", "attention"}:
-            yield Taught(teacher, soft, step.soft_share, hard, layout=layout, remember=True)
+            yield Taught(
+                teacher, soft, step.soft_share, hard, layout=layout, remember=True, further_weight=step.further_weight
+            )
             return
         with watched(student, teacher, data=data, kind=step.method, layers=step.layers) as features:
 
             def both(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
                 return soft(given, wanted, batch=batch) + step.feature_weight * features.loss()
 
-            yield Taught(teacher, both, step.soft_share, hard, features.learned, layout)
+            yield Taught(
+                teacher, both, step.soft_share, hard, features.learned, layout, further_weight=step.further_weight
+            )
 
 
 def _soft(step: Distill) -> Soft:

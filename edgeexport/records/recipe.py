@@ -196,8 +196,8 @@ class Distill(Record, tag_field="do", tag="distill"):
     `temperature` (Hinton 2015); "dkd" parts it into the target and the others, which count `beta` times (Zhao 2022);
     "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
     = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
-    Further outputs that both have in one shape are compared by relative squared difference. The teacher may be an .onnx
-    file.
+    Further outputs that both have in one shape, lists of them in one length, are compared by relative squared
+    difference, which counts `further_weight` times (0: not at all). The teacher may be an .onnx file.
     student = "auto": cut from the present model, by each of `mixes`, for goals as in `prune`; the fastest by
     measurement is trained, even where it misses a goal, which a note then tells. `locked`, `round_to`: as in `prune`.
     A path that ends in .json: the pruning plan that cuts it.
@@ -210,6 +210,7 @@ class Distill(Record, tag_field="do", tag="distill"):
     soft_share: float = 0.9
     beta: float = 8.0
     feature_weight: float = 1.0
+    further_weight: float = 1.0
     layers: dict[str, str] = {}
     training: Training = Training()
     speedup: float | None = None
@@ -221,7 +222,7 @@ class Distill(Record, tag_field="do", tag="distill"):
 
     def __post_init__(self) -> None:
         check_bounds(self, "distill", temperature=POSITIVE, soft_share=SHARE, beta=NOT_NEGATIVE)
-        check_bounds(self, "distill", feature_weight=NOT_NEGATIVE, round_to=COUNT)
+        check_bounds(self, "distill", feature_weight=NOT_NEGATIVE, further_weight=NOT_NEGATIVE, round_to=COUNT)
         if self.layers and self.method not in {"hint", "attention"}:
             raise RecipeError(f"`distill.layers` are not used by the method {self.method!r}")
         if self.teacher and (self.teacher.factory is None) == (self.teacher.onnx is None):

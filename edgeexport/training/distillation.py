@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeexport import ranks
 from edgeexport.errors import ModelError
-from edgeexport.training.losses import Loss, first_output, forward, further_outputs, widened
+from edgeexport.training.losses import At, Loss, Place, first_output, forward, outputs_by_place, widened
 from edgeexport.training.samples import Batch
 from edgeexport.training.stepping import fed
 
@@ -25,7 +25,7 @@ MOST_REMEMBERED = 1 << 30
 LARGEST = 1e15
 
 # What a teacher says to a batch: its first output, and those of the others that have a partner.
-_Answer: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor]]"
+_Answer: TypeAlias = "tuple[torch.Tensor, dict[Place, torch.Tensor]]"
 
 
 class Soft(Protocol):
@@ -40,7 +40,8 @@ class Soft(Protocol):
 class Taught:
     """A loss of a student under a teacher. soft: (student's output, teacher's, batch) -> scalar; hard: on labels.
 
-    The first outputs are compared by `soft`, further ones that both have in one shape by `relative`: see `partners`.
+    The first outputs are compared by `soft`, further ones that both have in one shape by `relative`, which counts
+    `further_weight` times (0: they are not looked at): see `partners`.
     learned: what is trained beside the student, such as the projections of `feature_matcher`.
     layout: of the pictures that the teacher is shown, see `fast_layout`; None for the one they come in.
     remember: keep what it says to a batch that comes again (`Training.views`); not where its features are looked at.
@@ -53,11 +54,12 @@ class Taught:
     learned: torch.nn.Module | None = None
     layout: torch.memory_format | None = None
     remember: bool = False
+    further_weight: float = 1.0
     _remembered: dict[int | None, _Answer] = field(default_factory=dict, repr=False)
 
     def __call__(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return soft_share x soft + (1 - soft_share) x hard. Raises ModelError for outputs of two shapes."""
-        given, others = first_output(outputs), further_outputs(outputs)
+        given, others = first_output(outputs), self._by_place(outputs)
         wanted, further = self._wanted(batch, others)
         if given.shape != wanted.shape:
             raise ModelError(
@@ -67,8 +69,8 @@ class Taught:
         # The hard loss first: it checks the labels, which the soft one may use.
         hard = None if self.hard is None else self.hard(outputs, batch)
         soft = self.soft(given, wanted, batch=batch)
-        for name, other in further.items():
-            soft = soft + relative(others[name], other)
+        for place, other in further.items():
+            soft = soft + self.further_weight * relative(others[place], other)
         return soft if hard is None else self.soft_share * soft + (1 - self.soft_share) * hard
 
     def remembered(self, batches: int) -> float:
@@ -80,10 +82,13 @@ class Taught:
         """Forget what was said: numbers of batches mean something in one training only."""
         self._remembered.clear()
 
-    def _wanted(self, batch: Batch, others: Mapping[str, torch.Tensor]) -> _Answer:
+    def _by_place(self, outputs: Any) -> dict[Place, torch.Tensor]:
+        return outputs_by_place(outputs) if self.further_weight else {}
+
+    def _wanted(self, batch: Batch, others: Mapping[Place, torch.Tensor]) -> _Answer:
         """Return what the teacher says to a batch: from memory if it can be, else by asking it.
 
-        others: the student's further outputs; of the teacher's, those without a partner are of no use.
+        others: the student's outputs; of the teacher's further ones, those without a partner are of no use.
         """
         import torch
 
@@ -93,11 +98,11 @@ class Taught:
         with torch.no_grad():
             shown = batch.inputs if self.layout is None else fed(batch.inputs, self.layout)
             said = forward(self.teacher, shown, what="the teacher")
-            further = {name: widened(each) for name, each in partners(others, further_outputs(said)).items()}
+            further = {place: widened(each) for place, each in partners(others, self._by_place(said)).items()}
             answer = widened(first_output(said)), further
         if self.remember and batch.number is not None and len(self._remembered) < MOST_REMEMBERED // _bytes(answer):
             first, further = answer
-            self._remembered[batch.number] = first.clone(), {name: each.clone() for name, each in further.items()}
+            self._remembered[batch.number] = first.clone(), {place: each.clone() for place, each in further.items()}
         return answer
 
 
@@ -105,18 +110,24 @@ def _bytes(answer: _Answer) -> int:
     return sum(each.nbytes for each in (answer[0], *answer[1].values()))
 
 
-def partners(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the teacher's further output for each of the student's that has one, by the student's names.
+def partners(given: Mapping[Place, torch.Tensor], wanted: Mapping[Place, torch.Tensor]) -> dict[Place, torch.Tensor]:
+    """Return the teacher's output for each of the student's, but the first, that has one, by the student's places.
 
-    They are paired by name, or in order where there are as many under other names (an .onnx teacher returns them in a
-    row). Left alone is what is not of one shape, empty, or no floating-point tensor.
+    Partners have one place: the same keys, the same index in lists of one length. Lists of two lengths are left alone:
+    which of a teacher's six layers answers to the second of three is not known. Where no key is in both (an .onnx
+    teacher returns all in a row) they are paired in order, if there are as many. Left alone, too, is what is not of
+    one shape, empty, or no floating-point tensor.
     """
-    if given.keys() != wanted.keys() and len(given) == len(wanted):
-        wanted = dict(zip(given, wanted.values(), strict=True))
-    pairs = {name: (own, wanted[name]) for name, own in given.items() if name in wanted}
+    named, known = (
+        {key for place in outputs for key in place if not isinstance(key, At)} for outputs in (given, wanted)
+    )
+    students, teachers = (dict(list(outputs.items())[1:]) for outputs in (given, wanted))
+    if students.keys() != teachers.keys() and len(students) == len(teachers) and not named & known:
+        teachers = dict(zip(students, teachers.values(), strict=True))
+    pairs = {place: (own, teachers[place]) for place, own in students.items() if place in teachers}
     return {
-        name: other
-        for name, (own, other) in pairs.items()
+        place: other
+        for place, (own, other) in pairs.items()
         if own.shape == other.shape and own.numel() and own.is_floating_point() and other.is_floating_point()
     }
 
@@ -210,12 +221,13 @@ def relative(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return the squared difference as a share of the mean squares of both, over the batch of all processes.
 
     The share is only a scale: no gradient flows through it. With the teacher's squares alone, a student that starts
-    with larger outputs would diverge. Where the teacher says nothing finite (a masked place), nothing is compared.
+    with larger outputs would diverge. Where either says nothing finite (a masked place), nothing is compared; a
+    student's NaN stays one, as its training has diverged.
     """
     import torch
 
-    known = wanted.abs() < LARGEST
     own = given.detach()
+    known = (wanted.abs() < LARGEST) & ~(own.abs() >= LARGEST)
     size = ranks.mean(torch.where(known, own.square() + wanted.square(), 0.0))
     return torch.where(known, given - wanted, 0.0).square().mean() / size.clamp_min(1e-12)
 

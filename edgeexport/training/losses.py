@@ -6,10 +6,10 @@ a network or a loss of the user that fails is told as the user's, with file and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from edgeexport.data import UserCode, resolve_reference
 from edgeexport.data.userfunction import UserFunction
@@ -97,14 +97,48 @@ def first_output(outputs: Any) -> torch.Tensor:
     return found
 
 
-def further_outputs(outputs: Any) -> dict[str, torch.Tensor]:
-    """Return a model's tensors after its first output, by their places in what it returns: `[1]`, `['boxes'][0]`."""
+class At(NamedTuple):
+    """An entry of a list of so many. Lists of two lengths have no entry in common: nobody knows which are alike."""
+
+    index: int
+    of: int
+
+
+# Where a tensor is in what a model returns: keys of mappings and fields of named tuples as they are, entries of lists.
+Place: TypeAlias = tuple[Hashable, ...]
+
+
+def outputs_by_place(outputs: Any) -> dict[Place, torch.Tensor]:
+    """Return all tensors that a model returns, in order, each by its place: `("boxes", At(0, of=3))`.
+
+    Of what is no dict, list or tuple, the parts that were registered with torch.utils._pytree count as one list.
+    Raises RequestError where the code registered there fails.
+    """
+    return dict(_placed(outputs, ()))
+
+
+def _placed(found: Any, place: Place) -> Iterator[tuple[Place, torch.Tensor]]:
     import torch
+
+    if isinstance(found, torch.Tensor):
+        yield place, found
+        return
+    for key, inner in _entries(found):
+        yield from _placed(inner, (*place, key))
+
+
+def _entries(found: Any) -> Iterable[tuple[Hashable, Any]]:
     from torch.utils import _pytree
 
-    places, _ = _pytree.tree_flatten_with_path(outputs)
-    found = {_pytree.keystr(place): each for place, each in places if isinstance(each, torch.Tensor)}
-    return dict(list(found.items())[1:])
+    if isinstance(found, dict):
+        return found.items()
+    if isinstance(found, tuple) and hasattr(found, "_fields"):
+        return zip(found._fields, found, strict=True)
+    if not isinstance(found, list | tuple):
+        with UserCode(f"an output of the network, {type(found).__name__}, cannot be taken apart"):
+            parts = _pytree.tree_leaves(found)
+        found = [] if any(part is found for part in parts) else parts
+    return ((At(index, len(found)), part) for index, part in enumerate(found))
 
 
 def widened(values: torch.Tensor) -> torch.Tensor:

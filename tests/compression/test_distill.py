@@ -337,9 +337,10 @@ def test_answers_of_several_outputs_are_remembered_whole_without_those_that_no_o
 
     taught = distillation_loss(Mapped(0), temperature=4.0, soft_share=0.9, hard=None)
     batch = Batch((torch.ones(2, 4),), None, number=0)
-    first = taught(TwoHeads(1)(*batch.inputs), batch)
+    given = (*TwoHeads(1)(*batch.inputs), None)
+    first = taught(given, batch)
     monkeypatch.setattr(taught.teacher, "forward", pytest.fail)
-    assert torch.equal(taught(TwoHeads(1)(*batch.inputs), batch), first)
+    assert torch.equal(taught(given, batch), first)
     monkeypatch.setattr(distillation, "MOST_REMEMBERED", 2 * (3 + 4) * 4)
     assert taught.remembered(1) == 1.0
 

@@ -42,6 +42,7 @@ WRONG: list[tuple[type[Any], str, str, Any]] = [
     (Training, "training", "budget_minutes", 0.0),
     (Distill, "distill", "temperature", 0.0),
     (Distill, "distill", "soft_share", 1.1),
+    (Distill, "distill", "further_weight", -1.0),
     (DataSpec, "data", "calibration_count", 0),
     (DataSpec, "data", "selection_max", 0),
     (DataSpec, "data", "selection_share", 1.0),
