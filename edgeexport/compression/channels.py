@@ -94,7 +94,7 @@ def find_groups(
     """Return every channel group of the module, in the order of its layers; the module is not changed."""
     module = copy.deepcopy(module)
     graph = trace(module, example)
-    names, shared = {layer: name for name, layer in module.named_modules()}, _shared(module)
+    names, shared = {layer: name for name, layer in module.named_modules()}, shared_weights(module)
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
     for name, layer in module.named_modules():
@@ -193,7 +193,7 @@ def _side(graph: Any, dep: Any) -> Literal["out", "in", "norm"] | None:
     return "out" if graph.get_pruner_of_module(layer).prune_out_channels == dep.handler else "in"
 
 
-def _shared(module: torch.nn.Module) -> frozenset[int]:
+def shared_weights(module: torch.nn.Module) -> frozenset[int]:
     """Return the ids of parameters that more than one layer holds."""
     held = Counter(id(value) for layer in module.modules() for value in layer.parameters(recurse=False))
     return frozenset(value for value, count in held.items() if count > 1)

@@ -7,7 +7,7 @@ it silenced. Other layouts are named and left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.compression.macs import tensors
@@ -36,9 +36,9 @@ def find_heads(
     module: torch.nn.Module, example: Mapping[str, np.ndarray], *, locked: Sequence[str] = ()
 ) -> list[ChannelGroup]:
     """Return a group for each attention, its `kind` "heads" and a channel for each head; `blocked` where they stay."""
-    from edgeexport.compression.channels import ChannelGroup
+    from edgeexport.compression.channels import ChannelGroup, shared_weights
 
-    calls = _calls(module, example)
+    calls, shared = _calls(module, example), shared_weights(module)
     groups = []
     for name, attention, layers in _attentions(module):
         names = [f"{name}.{layer}" if name else layer for layer in layers]
@@ -48,7 +48,8 @@ def find_heads(
             continue
         count, after = found
         held = next((each for each in (name, *names, after) if each in locked), "")
-        groups.append(_group(names, after, count=count, width=_width(module, names[0]), held=held))
+        blocked = f"`{held}` is locked" if held else _tied(module, (*names, after), shared=shared)
+        groups.append(_group(names, after, count=count, width=_width(module, names[0]), blocked=blocked))
     return groups
 
 
@@ -100,6 +101,13 @@ def _projections(
     return "no linear layer reads its heads" if after is None else (count, after)
 
 
+def _tied(module: torch.nn.Module, names: Sequence[str], *, shared: Collection[int]) -> str:
+    """Why heads of tied layers stay: cut, each of the layers would have weights of its own."""
+    layers = ((name, module.get_submodule(name)) for name in names)
+    tied = (name for name, layer in layers if any(id(value) in shared for value in layer.parameters(recurse=False)))
+    return next((f"`{name}` shares its weights with another layer" for name in tied), "")
+
+
 def _width(module: torch.nn.Module, name: str) -> int:
     layer: Any = module.get_submodule(name)
     return int(layer.out_features)
@@ -115,13 +123,12 @@ def _count(attention: Any, width: int) -> int | None:
     return next((width // size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-def _group(names: Sequence[str], after: str, *, count: int, width: int, held: str) -> ChannelGroup:
+def _group(names: Sequence[str], after: str, *, count: int, width: int, blocked: str) -> ChannelGroup:
     from edgeexport.compression.channels import ChannelGroup, Member
 
     size = width // count
     indices = tuple(tuple(range(head * size, (head + 1) * size)) for head in range(count))
     members = tuple(Member(name, "out", indices) for name in names)
-    blocked = f"`{held}` is locked" if held else ""
     return ChannelGroup(names[0], HEADS, count, (*members, Member(after, "in", indices)), blocked)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from edgeexport.compression.heads import find_heads
@@ -82,3 +83,23 @@ def test_locked_heads_stay():
     plan = plan_pruning(encoder(), SEQUENCE, step=step)
     assert "locked" in plan.refused["layer.1.attention.query"]
     assert "layer.1.attention.query" not in {group.layer for group in plan.groups}
+
+
+@pytest.mark.parametrize(
+    ("layer", "other"),
+    [("layer.0.attention.query", "layer.2.attention.query"), ("layer.0.attention.query", "layer.0.attention.key"),
+     ("layer.0.output", "layer.1.output")],
+    ids=["between layers", "queries and keys", "after the heads"],
+)  # fmt: skip
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_heads_whose_layers_are_tied_stay_by_name_and_the_others_go(layer, other, part):
+    module = encoder()
+    setattr(module.get_submodule(other), part, getattr(module.get_submodule(layer), part))
+    names = list(dict(module.named_parameters()))
+    plan = plan_pruning(module, SEQUENCE, step=Prune(macs=1.05, parts=("heads",)))
+    tied = {f"layer.{name.split('.')[1]}.attention.query" for name in (layer, other)}
+    assert plan.refused.keys() == tied
+    assert plan.refused["layer.0.attention.query"] == f"`{layer}` shares its weights with another layer"
+    assert {group.layer for group in plan.groups} <= {f"layer.{number}.attention.query" for number in range(3)} - tied
+    pruned = apply_pruning(module, plan, example=SEQUENCE)
+    assert list(dict(pruned.named_parameters())) == names
