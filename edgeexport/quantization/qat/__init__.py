@@ -84,8 +84,9 @@ def train_quantized(
     The simulation rounds where, and how, the int8 file does; gradients pass by the straight-through estimator (Jacob
     et al. 2018, arXiv:1712.05877) and, with `learn_steps`, scales are learnt (LSQ, Esser et al. 2020,
     arXiv:1902.08153). The loss is distillation from the teacher, and labels where `data` has them.
-    Raises DataError for a plan of another model, UnsupportedOperator for what torch cannot express, and ModelError for
-    a form without steps, a training that diverges, or an int8 file that would not store what was trained.
+    Raises DataError for a plan of another model or samples that it fails on, UnsupportedOperator for what torch cannot
+    express, and ModelError for a form without steps, a model that takes no batch of two, a training that diverges, or
+    an int8 file that would not store what was trained.
     """
     from edgeexport.quantization.qat.agreement import agreement, prove_stored
     from edgeexport.quantization.qat.silent import rest_silent
@@ -145,16 +146,32 @@ def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
 
 
 def _check_batch(real: Lifted, data: TrainingData, *, path: Path) -> None:
-    """Raise ModelError for a model that takes single samples only."""
+    """Raise DataError for samples that the model fails on, ModelError for a model that takes single ones only."""
     import torch
 
     from edgeexport.training import forward
 
-    try:
+    def ask(count: int) -> None:
         with torch.no_grad():
-            forward(real, [torch.from_numpy(array[:2]) for array in data.arrays])
+            forward(real, [torch.from_numpy(array[:count]) for array in data.arrays])
+
+    try:
+        ask(1)
     except RequestError as error:
-        raise ModelError(f"{path}: it cannot be trained, since it takes no batch of two: {error}") from error
+        found = ", ".join(f"{array.dtype} {[1, *array.shape[1:]]}" for array in data.arrays)
+        specs = graph.signature(graph.load(path)).inputs
+        wanted = ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+        raise DataError(
+            f"{path}: it fails on the first training sample, {found}: {error}",
+            next_step=f"give training data as the model's inputs, in this order: {wanted}",
+        ) from error
+    try:
+        ask(2)
+    except RequestError as error:
+        raise ModelError(
+            f"{path}: it cannot be trained, since it takes no batch of two: {error}",
+            next_step='export the network with a free batch axis, or say qat = "never"',
+        ) from error
 
 
 def _listened(data: TrainingData) -> Iterator[tuple[Tensor, ...]]:

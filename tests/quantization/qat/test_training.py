@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeexport import graph
-from edgeexport.errors import DataError, ModelError
+from edgeexport.errors import DataError, EdgeExportError, ModelError
 from edgeexport.quantization import calibrate, plan_quantization, quantize
 from edgeexport.quantization.qat import Lesson, simulate, train_quantized
 from edgeexport.quantization.qdq import stored_points
@@ -23,7 +23,7 @@ from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.recipe import Training, Tuning
 from edgeexport.runtimes.ort import open_session
 from edgeexport.training import TrainingData, resolve_loss, train
-from tests.quantization.nets import FORMATS, small_mobilenet, small_resnet
+from tests.quantization.nets import FORMATS, Net, pictures, small_mobilenet, small_resnet
 from tests.quantization.qat.making import noise, planned
 
 SHORT = Tuning(epochs=4, batch_size=16)
@@ -86,6 +86,46 @@ def test_a_file_that_would_not_hold_what_was_trained_is_refused(
     plan = planned(path, FORMATS["per-channel"])
     with pytest.raises(ModelError, match="other numbers than were trained"):
         train_quantized(path, plan, data=noise(16), out=tmp_path / "out.onnx", lesson=Lesson(SHORT))
+
+
+def single(path: Path) -> Path:
+    """Write a net with a batch of one built in."""
+    net = Net(seed=3)
+    x = net.put("Reshape", net.put("Relu", net.conv("image", 3, 4)), net.store(np.array([1, 1024], np.int64)))
+    net.gemm(x, 1024, 10)
+    return net.save(path)
+
+
+def refused(kind: type[EdgeExportError], path: Path, *, data: TrainingData) -> EdgeExportError:
+    """What training for integers says of this data."""
+    ranges = calibrate(path, pictures(4), samples_digest="")
+    plan = plan_quantization(path, ranges, numbers=FORMATS["per-channel"])
+    with pytest.raises(kind) as caught:
+        train_quantized(path, plan, data=data, out=path.with_name("never.onnx"), lesson=Lesson(SHORT))
+    assert not path.with_name("never.onnx").exists()
+    return caught.value
+
+
+def test_a_model_that_takes_no_batch_of_two_is_refused_with_two_ways_out(tmp_path: Path) -> None:
+    error = refused(ModelError, single(tmp_path / "net.onnx"), data=noise(16))
+    assert "net.onnx: it cannot be trained, since it takes no batch of two: " in str(error)
+    assert error.next_step == 'export the network with a free batch axis, or say qat = "never"'
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (np.zeros((16, 3, 16, 16), np.float64), "float64 [1, 3, 16, 16]"),
+        ((np.zeros((16, 3, 16, 16), np.float32),) * 2, "float32 [1, 3, 16, 16], float32 [1, 3, 16, 16]"),
+        (np.zeros((16, 16, 16, 3), np.float32), "float32 [1, 16, 16, 3]"),
+    ],
+    ids=["dtype", "one too many", "layout"],
+)
+def test_samples_that_a_model_fails_on_are_not_told_as_its_batch(inputs: Any, found: str, tmp_path: Path) -> None:
+    error = refused(DataError, small_resnet(tmp_path / "net.onnx"), data=TrainingData(inputs))
+    assert f"net.onnx: it fails on the first training sample, {found}: " in str(error)
+    assert "batch of two" not in str(error)
+    assert error.next_step.endswith("inputs, in this order: image float32 [batch, 3, 16, 16]")
 
 
 def test_a_labelled_sample_is_learnt_from_its_label_too(tmp_path: Path) -> None:
