@@ -100,7 +100,7 @@ def first_output(outputs: Any) -> torch.Tensor:
 class At(NamedTuple):
     """An entry of a list of so many. Lists of two lengths have no entry in common: nobody knows which are alike."""
 
-    index: int
+    number: int
     of: int
 
 
