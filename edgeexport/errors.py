@@ -7,6 +7,7 @@
     │   ├── DataError            samples that are missing, empty, overlapping, of the wrong shape, or not finite
     │   ├── ModelError           a model that does not do what the recipe says
     │   │   ├── OutOfReach            a goal that no cut of this model reaches
+    │   │   ├── StepFailed            a training that diverges, or a network that a step made and nobody can export
     │   │   └── UnsupportedOperator   an ONNX operator this version refuses, by name
     │   └── CorruptFile          a file that is damaged, hostile or not what its name says
     ├── MachineError         3   this machine lacks something
@@ -59,6 +60,13 @@ class ModelError(RequestError):
 
 class OutOfReach(ModelError):
     """A goal that no cut of a model reaches, by the plans; the message holds the most that can be reached."""
+
+
+class StepFailed(ModelError):
+    """A training that diverges, or a network that a step made and that cannot be exported, converted or run.
+
+    Of a distil or prune step it ends that step alone: what stood before it still stands.
+    """
 
 
 class UnsupportedOperator(ModelError):

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgeexport.errors import EdgeExportError
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,6 +71,33 @@ def agreed(value: T) -> T:
     _group().broadcast_object_list(box, src=0)
     told: T = box[0]
     return told
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """For the time of this context, process 0 works and the others wait: its error, if any, is raised in all of them.
+
+    Whoever gets over such an error then does so in every process, and they stay together.
+    """
+    failure: EdgeExportError | None = None
+    try:
+        yield
+    except EdgeExportError as error:
+        if count() == 1:
+            raise
+        failure = error
+    found = agreed(None if failure is None else (type(failure), str(failure), failure.next_step))
+    if failure is not None:
+        raise failure
+    if found is not None:
+        raise _again(*found)
+
+
+def _again(kind: type[EdgeExportError], message: str, next_step: str) -> EdgeExportError:
+    """An error that happened in another process, whatever its class is made from."""
+    error = kind.__new__(kind)
+    EdgeExportError.__init__(error, message, next_step=next_step)
+    return error
 
 
 def average(tensors: Sequence[torch.Tensor]) -> None:

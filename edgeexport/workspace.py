@@ -107,13 +107,14 @@ class Workspace:
             if ranks.agreed(record is not None):
                 return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=False)
             self.fresh_stages.append(name)
-            if ranks.first():
-                shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.nullcontext() if together else ranks.alone():
-                    record = self._make(folder, make)
-                shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
-            elif together:
-                self._taken_part(folder, make)
+            with contextlib.nullcontext() if together else ranks.told():
+                if ranks.first():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    with contextlib.nullcontext() if together else ranks.alone():
+                        record = self._make(folder, make)
+                    shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
+                elif together:
+                    self._taken_part(folder, make)
             ranks.agreed(None)
             return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=True)
 

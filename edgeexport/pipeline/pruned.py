@@ -1,7 +1,8 @@
 """A pruning round on the road: plan for the target, see whether it is faster there, retrain.
 
 The rule: whether a round is faster shows before it is retrained. One that is not, by a measurement beside the network
-before it, costs no training and leaves a row with the reason; the last good one goes on.
+before it or by instructions counted on an emulated CPU, costs no training and leaves a row with the reason, as one does
+that fails; the last good one goes on.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport.errors import ModelError
+from edgeexport import ranks
+from edgeexport.errors import ModelError, StepFailed
 from edgeexport.pipeline import torch_rungs
+from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road, training_key
-from edgeexport.pipeline.timing import MODE
+from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung, load_rung, training_data
-from edgeexport.pipeline.workbench import Workbench, feeds_of, goal_text
+from edgeexport.pipeline.workbench import Workbench, feeds_of
 from edgeexport.records.artifact import TorchWeights
 from edgeexport.records.base import digest
 from edgeexport.records.pruning import PruningPlan
@@ -50,32 +53,42 @@ class Round:
 def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: TorchRung) -> TorchRung | Rung:
     """Make the rung of a round from the last one that stands; just its row where it is not worth retraining.
 
-    begin: what stood when the step began. Raises ModelError when the first round cannot reach its goal.
+    begin: what stood when the step began. Raises ModelError when the first round cannot reach its goal, or nothing can
+    be planned.
     """
     kept, before = torch_rungs.record_of(last), torch_rungs.record_of(begin)
     try:
         planned = _planned(road, at, last=last, done=kept.plans[len(before.plans) :])
     except ModelError as error:
-        if at.number == 1:
+        if at.number == 1 and not isinstance(error, StepFailed):
             raise
-        return _row(last, at, reason=str(error))
-    plan, step = planned.record.plan, at.step
+        return given_up(at.name, last, reason=f"not retrained: {why(error)}")
     notes = _told(planned.record)
     if planned.record.slower:
-        return _row(last, at, reason=planned.record.slower, notes=notes)
+        return given_up(at.name, last, reason=f"not retrained: {planned.record.slower}", notes=notes)
+    try:
+        return replace(_retrained(road, at, plan=planned.record.plan, last=last, source=source), notes=notes)
+    except StepFailed as error:
+        return given_up(at.name, last, reason=why(error), notes=notes)
+
+
+def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, source: TorchRung) -> TorchRung:
+    """The rung of a round that is worth it. Raises StepFailed where it cannot be trained, exported or run."""
+    kept, step = torch_rungs.record_of(last), at.step
 
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.prune import apply_pruning, retrain
 
         road.progress(at.name.replace("pruned", "prune and retrain"), 0.0)
-        module = apply_pruning(load_rung(road, last), plan, example=feeds_of(road)[0])
-        if step.training.epochs > 0:
+        module = load_rung(road, last)
+        with attempted():
+            apply_pruning(module, plan, example=feeds_of(road)[0])
+        if step.training.asked:
             state, data = road.workspace.unfinished("prune", key=key), training_data(road)
             retrain(module, load_rung(road, source), data=data, step=step, progress=road.detail, state=state)
-        parent = kept.artifact.digest
-        return torch_rungs.keep(
-            module, kept.model, folder=folder, maker="prune", parent=parent, plans=(*kept.plans, plan)
-        )
+        parent, plans = kept.artifact.digest, (*kept.plans, plan)
+        with attempted():
+            return torch_rungs.keep(module, kept.model, folder=folder, maker="prune", parent=parent, plans=plans)
 
     key = {
         "training": msgspec.to_builtins(step.training),
@@ -87,10 +100,13 @@ def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: 
         **road.data_key("train"),
     }
     weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights, together=True)
-    return replace(torch_rungs.rung_of(road, at.name, weights=weights, source=source), notes=notes)
+    with attempted():
+        return torch_rungs.rung_of(road, at.name, weights=weights, source=source)
 
 
 def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPlan]) -> Stage[PlannedRound]:
+    """The plan of a round and what was measured of it. An invalid measurement is not kept, so that it is made again."""
+
     def make(_: Path) -> PlannedRound:
         road.progress(f"plan {at.name}", None)
         with tempfile.TemporaryDirectory(prefix="edgeexport-plan-") as folder:
@@ -104,11 +120,16 @@ def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPl
         "from": torch_rungs.stage_key(last),
         "spine": last.spine.record.artifact.digest,
         "place": at.place.key() if timed else None,
+        "judge": at.place.judge() if at.step.speedup is not None else None,
         **training_key(at.step.training, road.recipe, workspace=road.workspace),
         **road.data_key("calibration"),
         "gradients": road.data_key("train") if at.step.criterion == "taylor" else None,
     }
-    return road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound)
+    stage = road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound)
+    # Under `torchrun` others may be about to read it.
+    if _invalid(stage.record.timed) and ranks.count() == 1:
+        road.workspace.forget(stage)
+    return stage
 
 
 def _made(bench: Workbench, at: Round, *, done: Sequence[PruningPlan]) -> PlannedRound:
@@ -123,7 +144,8 @@ def _made(bench: Workbench, at: Round, *, done: Sequence[PruningPlan]) -> Planne
     module = load_rung(road, bench.last)
     candidates = find_candidates(module, feeds[0], step=step, progress=road.detail)
     files = step.speedup is not None or step.max_size_mb is not None
-    before = bench.present() if files else None
+    with attempted():
+        before = bench.present() if files else None
     prices = bench.prices(module, feeds[0], candidates=candidates, before=before)
     totals = Ledger(module, positions(module, feeds[0]), prices=prices).totals
     now: dict[str, float] = {price.goal: total for price, total in zip(prices, totals, strict=True)}
@@ -132,37 +154,51 @@ def _made(bench: Workbench, at: Round, *, done: Sequence[PruningPlan]) -> Planne
     plan = plan_pruning(module, feeds[0], step=step, means=means, candidates=candidates, progress=road.detail)
     if before is None:
         return PlannedRound(plan, Timed(reason="no goal of this step is measured"))
-    after = bench.built(module, plan, feeds=feeds)
+    with attempted():
+        after = bench.built(module, plan, feeds=feeds)
     sizes = (before.path.stat().st_size, after.path.stat().st_size)
-    return PlannedRound(plan, _timed(bench, at, files=(before, after)), *sizes, faster=step.speedup is not None)
+    if step.speedup is None:
+        return PlannedRound(plan, Timed(reason="no goal of this step is time"), *sizes)
+    timed, counts = _timed(bench, at, files=(before, after))
+    return PlannedRound(plan, timed, *sizes, faster=True, instructions=counts)
 
 
-def _timed(bench: Workbench, at: Round, *, files: tuple[Subject, Subject]) -> Timed:
+def _timed(bench: Workbench, at: Round, *, files: tuple[Subject, Subject]) -> tuple[Timed, tuple[float, float] | None]:
+    """Measure both files on any device that may judge the target; else count their instructions (M), if that can be."""
     from edgeexport.validation.measure import measure
 
-    machine, reason = at.place.machine()
-    if machine is None or at.step.speedup is None:
-        return Timed(reason=reason or "no goal of this step is time")
-    bench.road.progress(f"measure {at.name} before retraining", None)
-    subjects = [replace(files[0], label="before"), replace(files[1], label="after")]
-    measured, compared = measure(subjects, device=machine, mode=MODE, progress=bench.road.detail)
-    return Timed(measured[0], measured[1], compared[0] if compared else None)
+    before, after = (replace(file, label=label) for file, label in zip(files, ("before", "after"), strict=True))
+    machine, reason = device_for(at.place.target, at.place.device)
+    if machine is not None:
+        bench.road.progress(f"measure {at.name} before retraining", None)
+        measured, compared = measure([before, after], device=machine, mode=MODE, progress=bench.road.detail)
+        return Timed(measured[0], measured[1], compared[0] if compared else None), None
+    if at.place.counter() is None:
+        return Timed(reason=reason), None
+    bench.road.progress(f"count instructions of {at.name} before retraining", None)
+    costs = [cost for cost in (bench.cost(before), bench.cost(after)) if cost is not None]
+    return Timed(reason=reason), (costs[0], costs[1])
 
 
-def _row(last: TorchRung, at: Round, *, reason: str, notes: tuple[str, ...] = ()) -> Rung:
-    """The row of a round that was not retrained: it shows the spine that it would have been made from."""
-    artifact = last.spine.record.artifact
-    return Rung(at.name, "fp32", None, artifact, "rolled back", f"not retrained: {reason}", notes=notes)
+def _invalid(timed: Timed) -> list[str]:
+    """Why what was measured must not be used; empty where it may, or nothing was."""
+    parts = [part for part in (timed.source, timed.candidate) if part is not None and not part.valid]
+    return list(dict.fromkeys(reason for part in parts for reason in part.reasons))
 
 
 def _told(planned: PlannedRound) -> tuple[str, ...]:
-    """What a report says of a plan: each goal with how it is known, and what was measured."""
-    notes = [goal_text(goal) for goal in planned.plan.goals]
-    notes += [f"skipped: {', '.join(planned.plan.blocks)}"] if planned.plan.blocks else []
-    if planned.timed.comparison is not None:
-        ratio = planned.timed.comparison.ratio
+    """What a report says of a plan: each goal with how it is known, what stays, and what was measured or counted."""
+    plan, timed = planned.plan, planned.timed
+    notes = [goal.told for goal in plan.goals]
+    notes += [f"skipped: {', '.join(plan.blocks)}"] if plan.blocks else []
+    notes += [plan.left_alone] if plan.left_alone else []
+    if timed.comparison is not None:
+        ratio = timed.comparison.ratio
         notes.append(f"before retraining {1 / ratio.value:.2f} times faster than the rung below, measured")
-    elif planned.faster:
-        invalid = [why for part in (planned.timed.source, planned.timed.candidate) if part for why in part.reasons]
-        notes.append(f"not measured: {planned.timed.reason or '; '.join(dict.fromkeys(invalid))}")
+    elif planned.instructions is not None:
+        before, after = planned.instructions
+        figures = f"{before:.4g} → {after:.4g} M instructions"
+        notes.append(f"before retraining {figures}, {before / after:.2f} times fewer than the rung below, counted")
+    if planned.faster and timed.comparison is None:
+        notes.append(f"not measured: {timed.reason or '; '.join(_invalid(timed))}")
     return tuple(notes)

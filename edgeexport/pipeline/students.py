@@ -17,11 +17,12 @@ import msgspec
 from edgeexport import ranks
 from edgeexport.errors import ConverterFailed, ModelError, OutOfReach
 from edgeexport.pipeline import torch_rungs
+from edgeexport.pipeline.attempts import attempted
 from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung, load_rung
-from edgeexport.pipeline.workbench import Workbench, feeds_of, goal_text
+from edgeexport.pipeline.workbench import Workbench, feeds_of
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Distill, MixName, Prune
 from edgeexport.records.students import MB, Student, Students, ranked
@@ -251,7 +252,8 @@ def _cutting(bench: Workbench, step: Distill) -> _Cutting:
     feeds = feeds_of(bench.road)
     module = load_rung(bench.road, bench.last)
     candidates = find_candidates(module, feeds[0], step=bench.step, progress=bench.road.detail)
-    before = bench.present()
+    with attempted():
+        before = bench.present()
     prices = bench.prices(module, feeds[0], candidates=candidates, before=before)
     totals = Ledger(module, positions(module, feeds[0]), prices=prices).totals
     now: dict[str, float] = {price.goal: total for price, total in zip(prices, totals, strict=True)}
@@ -277,7 +279,9 @@ def told(found: Students, step: Distill) -> tuple[str, ...]:
     """
     chosen = found.tried[found.chosen]
     notes = [_line(student, found) + (", taken" if student is chosen else "") for student in found.tried]
-    notes += [goal_text(goal) for goal in chosen.plan.goals] if chosen.plan else []
+    if chosen.plan is not None:
+        notes += [goal.told for goal in chosen.plan.goals]
+        notes += [chosen.plan.left_alone] if chosen.plan.left_alone else []
     notes += _missed(chosen, step, basis=found.basis)
     return (*notes, f"not measured: {found.reason}") if found.reason else tuple(notes)
 

@@ -1,7 +1,7 @@
 """The part of the road that lies in PyTorch: train, distil, prune, each step exported to a spine and gated.
 
-The rule: a step whose spine loses more than allowed on the selection split is rolled back, and the next step starts
-from the last one that held.
+The rule: a step whose spine loses more than allowed on the selection split, or that fails, is rolled back, and the next
+step starts from the last one that held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from edgeexport import data
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, StepFailed
+from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
 from edgeexport.pipeline.road import Road, declared_signature, model_key, training_key
 from edgeexport.pipeline.spine import export_spine, onnx_spine
@@ -66,9 +67,10 @@ class TorchRoad:
 
 
 def climb(road: Road, bar: float | None, *, target: Target, device: str | None = None) -> TorchRoad:
-    """Make the source, then take each PyTorch step of the recipe; roll back what loses more than `bar`.
+    """Make the source, then take each PyTorch step of the recipe; roll back what loses more than `bar`, or fails.
 
     target, device: what pruning makes the network fast on. After a round that is rolled back its step has no others.
+    Raises what is wrong with the source, the recipe, the samples or user code; see `pipeline.attempts`.
     """
     steps = road.recipe.step
     source = source_rung(road, next((step for step in steps if isinstance(step, Train)), None))
@@ -105,7 +107,7 @@ class Move(Protocol):
 def _moves(road: Road, step: Step, *, begin: TorchRung, place: tuple[Target, str | None]) -> Iterator[Move]:
     """Yield a move for a distil step, and one for every pruning round. begin: what stood before the step."""
     if isinstance(step, Distill):
-        yield functools.partial(distilled, road, step, place=place)
+        yield functools.partial(_distilled, road, step, place=place)
     if isinstance(step, Prune):
         from edgeexport.pipeline.pruned import Round, pruned
 
@@ -151,9 +153,28 @@ def place_of(road: Road, place: tuple[Target, str | None]) -> Place:
 def distilled(
     road: Road, step: Distill, *, last: TorchRung, source: TorchRung, place: tuple[Target, str | None]
 ) -> TorchRung:
-    """Make the rung of a distil step from the last one that stands. place: where a student made here is to be fast."""
-    recipe, pupil = road.recipe, _pupil(road, step, last=last, place=place)
-    lesson = msgspec.structs.replace(step, teacher=None)
+    """Make the rung of a distil step from the last one that stands. place: where a student made here is to be fast.
+
+    Raises StepFailed for a training that diverges, and a student that cannot be exported or run.
+    """
+    return _taught(road, step, pupil=_pupil(road, step, last=last, place=place), last=last, source=source)
+
+
+def _distilled(
+    road: Road, step: Distill, *, last: TorchRung, source: TorchRung, place: tuple[Target, str | None]
+) -> TorchRung | Rung:
+    """The rung of a distil step, or the row of one that failed."""
+    notes: tuple[str, ...] = ()
+    try:
+        pupil = _pupil(road, step, last=last, place=place)
+        notes = pupil.notes
+        return _taught(road, step, pupil=pupil, last=last, source=source)
+    except StepFailed as error:
+        return given_up("distilled", last, reason=why(error), notes=notes)
+
+
+def _taught(road: Road, step: Distill, *, pupil: _Pupil, last: TorchRung, source: TorchRung) -> TorchRung:
+    recipe, lesson = road.recipe, msgspec.structs.replace(step, teacher=None)
 
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.distill import distill
@@ -163,7 +184,8 @@ def distilled(
         state = road.workspace.unfinished("distill", key=key)
         distill(student, teacher, data=training_data(road), step=step, progress=road.detail, state=state)
         parent = _parent(source if isinstance(step.student, ModelSpec) else last)
-        return keep(student, pupil.model, folder=folder, maker="distill", parent=parent, plans=pupil.plans)
+        with attempted():
+            return keep(student, pupil.model, folder=folder, maker="distill", parent=parent, plans=pupil.plans)
 
     key = {
         "step": {name: value for name, value in msgspec.to_builtins(lesson).items() if name not in CHOOSING},
@@ -173,7 +195,8 @@ def distilled(
         **road.data_key("train"),
     }
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
-    return replace(rung_of(road, "distilled", weights=weights, source=source), notes=pupil.notes)
+    with attempted():
+        return replace(rung_of(road, "distilled", weights=weights, source=source), notes=pupil.notes)
 
 
 def teacher_of(road: Road, step: Distill, *, source: TorchRung) -> nn.Module:

@@ -16,7 +16,7 @@ from edgeexport import graph, onnx_export
 from edgeexport.pipeline.layer_times import Place, layer_table, shipped, whole
 from edgeexport.pipeline.road import Road, declared_signature
 from edgeexport.pipeline.torch_rungs import TorchRung, training_data
-from edgeexport.records.pruning import PlannedGoal, PruningPlan
+from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Prune
 from edgeexport.records.target import Tolerance
 
@@ -107,11 +107,3 @@ class Workbench:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return folder
-
-
-def goal_text(goal: PlannedGoal) -> str:
-    """Return what a plan does to one goal, and how that is known."""
-    names = {"speedup": "latency", "max_size_mb": "size", "macs": "multiply-accumulates"}
-    figures = f"{goal.before:.4g} → {goal.after:.4g} {goal.unit}"
-    table = f", table {goal.table.removeprefix('sha256:')[:12]}" if goal.table else ""
-    return f"{names[goal.goal]} {figures} ({goal.ratio:.2f} times less, {goal.basis}{table})"

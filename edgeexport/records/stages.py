@@ -11,6 +11,7 @@ from edgeexport.records.parity import Parity
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.ranges import Ranges
+from edgeexport.records.students import SLACK
 from edgeexport.records.verdict import Drop, Score
 
 
@@ -100,7 +101,8 @@ class PlannedRound(Record):
     """A pruning round before it is retrained.
 
     timed: beside the network before it, both in the form that ships. bytes: of these files, 0 where none was built.
-    faster: whether being faster is asked of it.
+    faster: whether being faster is asked of it. instructions: millions of an inference before and after, counted on an
+    emulated CPU where no device may time it.
     """
 
     plan: PruningPlan
@@ -108,11 +110,19 @@ class PlannedRound(Record):
     bytes_before: int = 0
     bytes_after: int = 0
     faster: bool = False
+    instructions: tuple[float, float] | None = None
 
     @property
     def slower(self) -> str:
-        """Why the round is not worth retraining; empty where nothing was measured, or faster it is."""
+        """Why the round is not worth retraining; empty where nothing was measured or counted, or faster it is."""
         found = self.timed.comparison
-        if not self.faster or found is None or found.claim == "faster":
+        if not self.faster:
             return ""
-        return f"measured at {found.ratio.value:.3f} of the time before: {found.claim}"
+        if found is not None:
+            told = f"measured at {found.ratio.value:.3f} of the time before: {found.claim}"
+            return "" if found.claim == "faster" else told
+        if self.instructions is None:
+            return ""
+        before, after = self.instructions
+        told = f"counted at {after / before:.3f} of the instructions before, not {SLACK:.0%} fewer"
+        return "" if after < before * (1 - SLACK) else told

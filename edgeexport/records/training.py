@@ -50,6 +50,11 @@ class Training(Record):
             raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
         check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED, views=COUNT)
 
+    @property
+    def asked(self) -> bool:
+        """Whether any training is asked for: `epochs` = 0 says none, unless steps or minutes are given in its place."""
+        return self.epochs > 0 or self.steps is not None or self.budget_minutes is not None
+
 
 class Tuning(Training):
     """A Training of weights that are good already, as before int8: small steps, and nothing decays."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import ranks
-from edgeexport.errors import ModelError
+from edgeexport.errors import StepFailed
 from edgeexport.progress import Progress, silent
 from edgeexport.records.training import Training, TrainingRecord
 from edgeexport.training.batches import Batches, batches_of
@@ -50,7 +50,7 @@ def train(
     `settings.epochs`.
     SGD, AdamW or the user's optimizer under one cycle of the learning rate; no weight decay on biases and norms.
     Under `torchrun` each process takes its part of every batch: losses must be means over the batch.
-    Raises ModelError naming the step at which the loss is not finite, DataError for labels that the loss cannot work
+    Raises StepFailed naming the step at which the loss is not finite, DataError for labels that the loss cannot work
     on, RequestError where the network, the loss, the optimizer or the augmentation fails.
     """
     with _course(module, data, loss=guarded(loss), settings=settings) as course:
@@ -205,8 +205,8 @@ def _course(module: torch.nn.Module, data: TrainingData, *, loss: Loss, settings
         yield _Course(stepper, batches, Average(module, settings.ema) if settings.ema else None, held_out=held_out)
 
 
-def _diverged(what: str, settings: Training) -> ModelError:
-    return ModelError(
+def _diverged(what: str, settings: Training) -> StepFailed:
+    return StepFailed(
         f"the training loss is {what} (learning rate {settings.learning_rate:g})",
         next_step="lower `learning_rate`, and look for extreme values in inputs and targets",
     )
