@@ -18,6 +18,7 @@ from edgeexport import __version__, ranks, runtimes
 from edgeexport.errors import EdgeExportError, RecipeError
 from edgeexport.pipeline.gates import check_bars, max_drop
 from edgeexport.pipeline.packing import bundle_name, packed
+from edgeexport.pipeline.plans import check_apart, plans_of
 from edgeexport.pipeline.road import Road, model_key, open_road
 from edgeexport.pipeline.ship import Choice, choose, result
 from edgeexport.pipeline.timing import device_for
@@ -45,6 +46,7 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
 ) -> RunRecord:
     """Take a recipe down the whole road and write one bundle per target, a report and its JSON twin into `out`.
 
+    Beside them lies the plan of every pruned network that stands, which a recipe may give as the `student` of a step.
     targets: names, TOML paths or Target records. device: "local" (the default where this machine can judge the target)
     or "none". require_proof: what is not proven does not ship. Infeasible targets are in the record with their nearest
     miss, and leave no bundle in `out`. Under `torchrun` all processes train, and all but the first return a record
@@ -53,18 +55,21 @@ def run(  # noqa: PLR0913 # the front door: each is a choice of its own that a u
     """
     places = admitted(listed(targets), device=device)
     out = Path(out)
+    check_apart(recipe, out=out)
     if ranks.first():
         usable(out)
     with Workspace(Path(workspace)) as work:
         check_bars(recipe, work, targets=places)
         road = open_road(recipe, work, progress=progress)
         climbed = climb(road, max_drop(road, places[0]), target=places[0], device=device)
-        record = _record(road, climbed)
+        plans = plans_of(climbed)
+        record = _record(road, plans.road)
         ranks.part()
         if not ranks.first():
             return record
         serve = functools.partial(choose, road, standing=climbed.standing, device=device, require_proof=require_proof)
         record = _packed(road, _served(places, serve, record=record), out=out)
+        plans.write(out)
     from edgeexport.report import html
 
     publish(out / REPORT, html(record).encode())

@@ -16,6 +16,7 @@ from edgeexport import ranks
 from edgeexport.errors import OutOfReach, RecipeError, RequestError
 from edgeexport.pipeline import admitted, run
 from edgeexport.pipeline.gates import check_bars, max_drop
+from edgeexport.pipeline.plans import check_apart
 from edgeexport.pipeline.road import open_road
 from edgeexport.pipeline.torch_rungs import climb, place_of
 from edgeexport.progress import Progress, silent
@@ -62,6 +63,7 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     """
     recipe, out = _limited(recipe, limits), Path(out)
     apart(_plans(recipe), out=out)
+    check_apart(recipe, out=out)
     check_budget(budget_minutes)
     (place,) = admitted([target], device=device)
     load_optuna()

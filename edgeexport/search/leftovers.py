@@ -13,6 +13,7 @@ import msgspec
 from edgeexport.errors import RequestError
 from edgeexport.pipeline import RECORD, REPORT
 from edgeexport.pipeline.packing import bundle_name
+from edgeexport.pipeline.plans import OWN
 from edgeexport.records.base import to_json
 from edgeexport.records.run import RunRecord
 from edgeexport.workspace import publish
@@ -22,8 +23,9 @@ ELSEWHERE = "give another folder with --out"
 
 
 def cleared(target: str, *, out: Path) -> None:
-    """Remove what an earlier search or run left in `out` for this target: its bundle, its recipe, and its record."""
-    for name in (bundle_name(target), REPORT, RECORD, RECIPE, PLAN):
+    """Remove what an earlier search or run left in `out` for this target: its bundle, recipe, plans, and record."""
+    plans = [path.name for path in out.iterdir() if OWN.fullmatch(path.name)]
+    for name in (bundle_name(target), REPORT, RECORD, RECIPE, PLAN, *plans):
         (out / name).unlink(missing_ok=True)
 
 

@@ -87,9 +87,7 @@ def test_a_network_that_cannot_be_exported_is_rolled_back(desk, monkeypatch, err
 
 @pytest.mark.parametrize("error", [ModelError("no exporter"), ConverterFailed("the converter died")])
 @pytest.mark.parametrize("method", ["built", "present"])
-def test_a_planned_network_that_cannot_be_built_is_rolled_back_in_the_first_round_too(
-    desk, monkeypatch, error, method
-):
+def test_a_planned_network_that_cannot_be_built_is_rolled_back_in_the_first_round_too(desk, monkeypatch, error, method):
     def refusing(*_, **__):
         raise error
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import platform
+from types import SimpleNamespace
 
 import pytest
 
 from edgeexport.compression import prune
+from edgeexport.compression.latency import predicted_table
 from edgeexport.errors import ModelError
 from edgeexport.pipeline import layer_times as timing
+from edgeexport.pipeline import workbench
 from edgeexport.pipeline.road import open_road
 from edgeexport.pipeline.torch_rungs import climb
+from edgeexport.pipeline.workbench import Workbench
 from edgeexport.progress import silent
-from edgeexport.records.measurement import Comparison, Interval
+from edgeexport.records.base import file_digest
+from edgeexport.records.measurement import Comparison, Conditions, Interval, Measurement
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import load_recipe
 from edgeexport.records.stages import PlannedRound, Timed
 from edgeexport.records.target import load_target
-from edgeexport.validation.measure import PLANS
+from edgeexport.validation import measure as measuring
+from edgeexport.validation.measure import PLANS, Subject
 from edgeexport.workspace import Workspace
 
 PRUNE = """
@@ -42,11 +48,12 @@ def timed_here(desk, monkeypatch):
     return desk
 
 
-def climbed(desk, target="here.toml", *, bar=None):
+def climbed(desk, target="here.toml", *, bar=None, device=None):
     """The part of the road that lies in PyTorch, without what comes after it."""
     where = load_target(str(desk.folder / target) if target.endswith(".toml") else target)
     with Workspace(desk.folder / "work") as work:
-        return climb(open_road(load_recipe(desk.folder / "recipe.toml"), work, progress=silent), bar, target=where)
+        road = open_road(load_recipe(desk.folder / "recipe.toml"), work, progress=silent)
+        return climb(road, bar, target=where, device=device)
 
 
 def plans(desk):
@@ -105,6 +112,77 @@ def test_a_round_that_is_not_measured_faster_is_not_worth_retraining():
         compared = Comparison("a", "b", Interval(0.99), claim)
         assert bool(PlannedRound(plan, Timed(comparison=compared), faster=True).slower) == slower
     assert not PlannedRound(plan, Timed(reason="no device"), faster=True).slower
+    for after, slower in ((97.0, False), (99.0, True), (130.0, True)):
+        assert bool(PlannedRound(plan, Timed(), faster=True, instructions=(100.0, after)).slower) == slower
+        assert not PlannedRound(plan, Timed(), faster=False, instructions=(100.0, after)).slower
+
+
+def measures(monkeypatch, *, valid=True, claim="slower"):
+    """Let every measurement be this one; return the labels and runtimes of what was measured."""
+    seen = []
+
+    def measure(subjects, **_):
+        seen.append([(subject.label, subject.runtime) for subject in subjects])
+        conditions = Conditions("d", "a", (), "c", 1, "r", "1", 1, "brief", "sha256:0")
+        reasons = () if valid else ("noise",)
+        found = [Measurement(each.digest, each.label, conditions, valid, reasons) for each in subjects]
+        return found, [Comparison("a", "b", Interval(1.2), claim)] if valid else []
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    return seen
+
+
+def test_whole_files_are_measured_where_single_layers_cannot_be_timed(timed_here, monkeypatch):
+    litert = f'title = "l"\nruntime = "litert"\nformat = "tflite"\narch = "{platform.machine()}"\n'
+    timed_here.write("litert.toml", litert)
+
+    def unconverted(path, feeds, *, place, folder):
+        del folder
+        return Subject(path.stem, path, file_digest(path), place.target.runtime, feeds)
+
+    monkeypatch.setattr(workbench, "shipped", unconverted)
+    seen = measures(monkeypatch)
+    assert climbed(timed_here, "litert.toml", device="none").rows[-1].status == "kept"
+    row = climbed(timed_here, "litert.toml").rows[-1]
+    assert seen == [[("before", "litert"), ("after", "litert")]]
+    assert (row.status, row.reason) == ("rolled back", "not retrained: measured at 1.200 of the time before: slower")
+    assert len(plans(timed_here)) == 2
+
+
+@pytest.mark.parametrize(("after", "status"), [(80.0, "kept"), (99.5, "rolled back")])
+def test_where_instructions_are_counted_a_round_must_have_fewer(timed_here, monkeypatch, after, status):
+    monkeypatch.setattr(timing.Place, "counter", lambda _: SimpleNamespace(name="emulated:like it"))
+    monkeypatch.setattr(workbench, "layer_table", lambda _, place, *, wanted: table_of(wanted, place))
+    monkeypatch.setattr(Workbench, "cost", lambda _, subject: after if subject.label == "after" else 100.0)
+    row = climbed(timed_here, "linux-arm64").rows[-1]
+    assert row.status == status
+    assert any(f"100 → {after:g} M instructions" in note for note in row.notes)
+    assert any(note.startswith("not measured: ") for note in row.notes)
+    assert status == "kept" or row.reason == "not retrained: counted at 0.995 of the instructions before, not 2% fewer"
+
+
+def table_of(wanted, place):
+    return predicted_table(wanted, target=place.target.name, form=place.form, reason="")
+
+
+def test_an_invalid_measurement_is_told_and_not_kept(timed_here, monkeypatch):
+    seen = measures(monkeypatch, valid=False)
+    for _ in range(2):
+        row = climbed(timed_here).rows[-1]
+        assert row.status == "kept"
+        assert "not measured: noise" in row.notes
+        assert plans(timed_here) == []
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("given", "trained"), [("epochs = 0", 0), ("epochs = 0, steps = 2", 1)])
+def test_no_epochs_are_no_training_unless_steps_are_given(timed_here, monkeypatch, given, trained):
+    calls = []
+    monkeypatch.setattr(prune, "retrain", lambda *_, **more: calls.append(more["step"].training.steps))
+    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 1.2")
+    timed_here.edit("recipe.toml", "epochs = 0", given)
+    assert climbed(timed_here, "linux-arm64").rows[-1].status == "kept"
+    assert calls == [2] * trained
 
 
 def test_a_round_that_is_slower_is_rolled_back_without_training(timed_here, monkeypatch):

@@ -134,6 +134,41 @@ def test_user_code_that_fails_ends_both_processes(tmp_path):
     assert "models.py:2: KeyError" in done.stderr
 
 
+ALONE = """
+import sys
+from pathlib import Path
+
+from edgeexport import ranks
+from edgeexport.errors import MissingExtra
+from edgeexport.records.run import RunRecord
+from edgeexport.workspace import Workspace
+
+
+def make(folder):
+    raise MissingExtra("nothing", extra="export", purpose="this")
+
+
+told = []
+with Workspace(Path(sys.argv[1]) / "work") as work:
+    for number in range(2):
+        try:
+            work.stage("one", key={"number": number}, make=make, kind=RunRecord)
+        except MissingExtra as error:
+            told.append(f"{error} {error.next_step}")
+told.append(ranks.agreed(ranks.index()))
+(Path(sys.argv[1]) / f"{ranks.index()}.txt").write_text(repr(told))
+"""
+
+
+def test_an_error_of_the_process_that_works_alone_is_raised_in_all_and_they_go_on_together(tmp_path):
+    (tmp_path / "script.py").write_text(ALONE)
+    torchrun(str(tmp_path / "script.py"), str(tmp_path))
+    one, other = ((tmp_path / f"{index}.txt").read_text() for index in range(2))
+    assert one == other
+    assert one.count("this needs the package 'nothing'") == one.count("pip install 'edgeexport[export]'") == 2
+    assert one.endswith(", 0]")
+
+
 def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: 4)
     with pytest.raises(RecipeError, match="is 3, and 4 processes share"):
