@@ -105,6 +105,8 @@ class Workspace:
         with _disk_errors(self.path):
             record = self._stored(folder, kind) if ranks.first() and folder.exists() else None
             if ranks.agreed(record is not None):
+                if ranks.first():  # a kill may have come between publishing the stage and this
+                    shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
                 return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=False)
             self.fresh_stages.append(name)
             with contextlib.nullcontext() if together else ranks.told():
@@ -131,7 +133,7 @@ class Workspace:
     def unfinished(self, name: str, *, key: Mapping[str, Any]) -> Path:
         """Return a folder for what a stage keeps of its work so far; it outlives a kill, and belongs to this key.
 
-        It is removed when the stage of this very name and key is published.
+        It is removed when the stage of this very name and key is published, or found published already.
         """
         full = digest({"stage": name, "key": key, "tool": tool_digest()})
         return self.path / "unfinished" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"

@@ -102,3 +102,15 @@ def test_what_was_kept_of_unfinished_work_goes_when_its_stage_is_published(tmp_p
         work.stage("train", key={"seed": 0}, make=make, kind=Limits)
     assert not mine.exists()
     assert other.exists()
+
+
+def test_what_a_kill_after_publishing_left_of_unfinished_work_goes_when_its_stage_is_found(tmp_path: Path) -> None:
+    for fresh in (True, False):
+        with Workspace(tmp_path) as work:
+            mine, other = (work.unfinished("train", key={"seed": seed}) for seed in (0, 1))
+            if not fresh:
+                publish(mine / "state", b"all the way")
+                publish(other / "state", b"half way")
+            assert work.stage("train", key={"seed": 0}, make=lambda _: Limits(), kind=Limits).fresh is fresh
+    assert not mine.exists()
+    assert other.exists()
