@@ -25,6 +25,19 @@ def callable_key(function: Any) -> dict[str, str]:
     return {"live": name, "made of": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def code_text(code: CodeType) -> str:
+    """Write out compiled code: its instructions, the names it looks up, its constants, the functions inside it."""
+    return _text(code, {})
+
+
+def array_text(value: Any) -> str:
+    """Return type, shape and digest of the bytes of an array or a torch tensor; empty for anything else."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if kind == "numpy.ndarray" and value.dtype.kind != "O":
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    return tensor_text(value) if kind == "torch.Tensor" else ""
+
+
 def tensor_text(value: Any) -> str:
     """Return type, shape and digest of the bytes of a torch tensor."""
     import torch
@@ -67,15 +80,15 @@ def _plain(values: Any) -> bool:
 def _function(function: FunctionType, seen: dict[int, Any]) -> str:
     parts: list[Any] = [function.__module__, function.__qualname__, source_text(function), function.__code__]
     parts += [function.__defaults__, function.__kwdefaults__, vars(function)]
-    parts += [_cell(cell) for cell in function.__closure__ or ()]
-    used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    parts += [held(cell) for cell in function.__closure__ or ()]
+    used = {name: function.__globals__[name] for name in names_in(function.__code__) if name in function.__globals__}
     for name, value in sorted(used.items()):
         elsewhere = isinstance(value, FunctionType) and value.__module__ != function.__module__
         parts += [name, (value.__module__, value.__qualname__, source_text(value)) if elsewhere else value]
     return "; ".join(_text(part, seen) for part in parts)
 
 
-def _cell(cell: Any) -> Any:
+def held(cell: Any) -> Any:
     """Return what a closure captured; None for a name that was never given a value."""
     try:
         return cell.cell_contents
@@ -83,10 +96,10 @@ def _cell(cell: Any) -> Any:
         return None
 
 
-def _names(code: CodeType) -> set[str]:
+def names_in(code: CodeType) -> set[str]:
     """Return every name that a function may look up, those of the functions inside it included."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*(_names(each) for each in inner))
+    return set(code.co_names).union(*(names_in(each) for each in inner))
 
 
 def _library(value: Any) -> str:
@@ -97,10 +110,7 @@ def _library(value: Any) -> str:
         return f"class {value.__module__}.{value.__qualname__} {source_text(value)}"
     if inspect.isbuiltin(value) and isinstance(value.__self__, ModuleType):
         return f"built-in {value.__self__.__name__}.{value.__name__}"
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if kind == "numpy.ndarray" and value.dtype.kind != "O":
-        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
-    return tensor_text(value) if kind == "torch.Tensor" else _unseen()
+    return array_text(value) or _unseen()
 
 
 def source_text(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Live objects in a recipe: a module or a callable in place of "module:function".
 
-The rule: stages and keys see names only. A live network is known by its exported graph and its weights, so an equal
-network gives equal keys, and a changed `forward` other ones.
+The rule: stages and keys see names only. A live network is known by its exported graph, its weights and the code of its
+classes, so an equal network gives equal keys, and a changed `forward` other ones, what it does in training alone
+included. `class_text` says what is not seen; a change there needs another workspace.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport.errors import ModelError
-from edgeexport.pipeline.callables import source_text, tensor_text
+from edgeexport.pipeline.callables import tensor_text
+from edgeexport.pipeline.class_text import class_text
 from edgeexport.records.recipe import Distill, Inputs, ModelSpec, Recipe, Step, Train, input_shapes, input_types
+from edgeexport.records.recipe_text import LIVE
 
 if TYPE_CHECKING:
     from torch import nn
-
-PREFIX = "live:"
 
 
 def detach(recipe: Recipe) -> tuple[Recipe, dict[str, nn.Module]]:
@@ -39,7 +40,7 @@ def attach(spec: ModelSpec, live: Mapping[str, nn.Module]) -> ModelSpec:
 
 def is_live(spec: ModelSpec) -> bool:
     """Whether the factory is the name of a live network."""
-    return isinstance(spec.factory, str) and spec.factory.startswith(PREFIX)
+    return isinstance(spec.factory, str) and spec.factory.startswith(LIVE)
 
 
 def _named_step(step: Step, inputs: Inputs, *, found: dict[str, nn.Module]) -> Step:
@@ -56,7 +57,7 @@ def _named(spec: ModelSpec, inputs: Inputs, *, seed: int, found: dict[str, nn.Mo
     if spec.factory is None or isinstance(spec.factory, str):
         return spec
     module = _module(spec.factory, seed=seed)
-    name = PREFIX + _identity(module, spec.inputs or inputs)
+    name = LIVE + _identity(module, spec.inputs or inputs)
     found[name] = module
     return msgspec.structs.replace(spec, factory=name)
 
@@ -80,7 +81,7 @@ def _identity(module: nn.Module, inputs: Inputs) -> str:
     """Digest what the network computes and how it trains.
 
     That is the exported graph's operations, the name, type and bytes of every weight, buffer and constant, which
-    parameters are frozen, and the code of its classes, which may do more in training than the graph shows.
+    parameters are frozen, and the text of its classes, which may do more in training than the graph shows.
     """
     import torch
 
@@ -99,14 +100,5 @@ def _identity(module: nn.Module, inputs: Inputs) -> str:
         taken.update(f"{name} {tensor_text(value) if torch.is_tensor(value) else value!r}".encode())
     for name, parameter in module.named_parameters():
         taken.update(f"{name} {parameter.requires_grad}".encode())
-    for kind in dict.fromkeys(type(each) for each in module.modules()):
-        taken.update(_code(kind))
+    taken.update(class_text(module).encode())
     return taken.hexdigest()[:32]
-
-
-def _code(kind: type[nn.Module]) -> bytes:
-    """Return the text of a class outside torch, or the code of its `forward` where there is no text."""
-    if kind.__module__.partition(".")[0] == "torch":
-        return b""
-    code = getattr(kind.forward, "__code__", None)
-    return source_text(kind).encode() or bytes(getattr(code, "co_code", b""))

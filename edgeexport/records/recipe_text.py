@@ -16,6 +16,8 @@ from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record
 from edgeexport.records.recipe import Preprocess, Recipe
 
+# How the name begins that stands for a live network while it is on the road: no "module:function" begins so.
+LIVE = "<live>:"
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 Table = dict[str, Any]
 # What may be compared with a default; an array answers with an array.
@@ -23,7 +25,7 @@ PLAIN = (Record, Mapping, list, tuple, str, int, float, type(None))
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """Return a recipe as TOML, `folder` and `name` included. Raises RecipeError for live objects."""
+    """Return a recipe as TOML, `folder` and `name` included. Raises RecipeError for live objects and their names."""
     lines = [f"{name} = {toml_value(getattr(recipe, name))}" for name in ("name", "folder")]
     if isinstance(recipe.preprocess, str):
         lines.append(f"preprocess = {toml_value(recipe.preprocess)}")
@@ -61,10 +63,11 @@ def _plain(value: Any, place: str) -> Any:
         return {str(name): _plain(each, f"{place}.{name}") for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, place) for each in value]
-    if isinstance(value, bool | int | float | str):
+    named = isinstance(value, str) and value.startswith(LIVE)
+    if isinstance(value, bool | int | float | str) and not named:
         return value
     raise RecipeError(
-        f"`{place}` is a live {type(value).__name__}: it cannot be written into a recipe",
+        f"`{place}` is a live {'network' if named else type(value).__name__}: it cannot be written into a recipe",
         next_step='name it as "module:function"',
     )
 

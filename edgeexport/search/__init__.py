@@ -56,10 +56,10 @@ def shrink(  # noqa: PLR0913 # a front door: each is a choice of its own that a 
     recipe: its steps are where the search starts; a distil step with student = "auto" says how students learn. limits:
     those given stand in place of the recipe's; `speedup` and `max_size_mb`, one or both, say how small.
     budget_minutes: for training students; cutting and measuring them, and the final run, come on top. Writes
-    shrunk.toml with its plan, shrink.html and shrink.json beside what `run` writes. The record says what was tried, and
-    in `explanation` why nothing holds the limits: then nothing that an earlier search shipped stays in `out`. Raises
-    RecipeError or RequestError for a request that cannot be searched, MissingExtra without Optuna, all before any work,
-    and the errors of `run`.
+    shrunk.toml with its plan (not for live objects), shrink.html and shrink.json beside what `run` writes. The record
+    says what was tried, and in `explanation` why nothing holds the limits: then nothing that an earlier search shipped
+    stays in `out`. Raises RecipeError or RequestError for a request that cannot be searched, MissingExtra without
+    Optuna, all before any work, and the errors of `run`.
     """
     recipe, out = _limited(recipe, limits), Path(out)
     apart(_plans(recipe), out=out)
@@ -211,7 +211,9 @@ class _Way:
 
 
 def _shipped(recipe: Recipe, found: ShrinkRecord, *, step: Distill | None, way: _Way) -> ShrinkRecord:
-    """Write what was found as a recipe, and run it."""
+    """Write what was found as a recipe, and run it; where the search had names of live networks, the run has these."""
+    if step is not None:
+        step = msgspec.structs.replace(step, teacher=_lesson(recipe).teacher)
     steps = (*_start(recipe), *((step,) if step is not None else ()), _quantize(recipe))
     whole = msgspec.structs.replace(recipe, step=steps)
     file = _written(whole, step, out=way.out)
@@ -227,17 +229,22 @@ def _shipped(recipe: Recipe, found: ShrinkRecord, *, step: Distill | None, way: 
 
 
 def _written(recipe: Recipe, step: Distill | None, *, out: Path) -> str:
-    """Write shrunk.toml, and the plan beside it; nothing where the recipe lives in Python. Return its path."""
+    """Write shrunk.toml, and the plan beside it; nothing where the recipe lives in Python. Return its path.
+
+    What an earlier search wrote goes first: no recipe stays beside a model that it does not make.
+    """
+    for name in (RECIPE, PLAN):
+        (out / name).unlink(missing_ok=True)
     folder = os.path.relpath(Path(recipe.folder).resolve(), out.resolve())
     steps: list[Step] = list(recipe.step)
     if step is not None:
-        plan = Path(str(step.student)).read_bytes()
-        publish(out / PLAN, plan)
         named = os.path.relpath((out / PLAN).resolve(), Path(recipe.folder).resolve())
         steps[steps.index(step)] = msgspec.structs.replace(step, student=named)
     try:
         text = recipe_toml(msgspec.structs.replace(recipe, folder=folder, step=tuple(steps)))
     except RecipeError:
         return ""
+    if step is not None:
+        publish(out / PLAN, Path(str(step.student)).read_bytes())
     publish(out / RECIPE, text.encode())
     return RECIPE

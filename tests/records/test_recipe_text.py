@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgeexport.errors import RecipeError
 from edgeexport.records.recipe import DataSpec, Distill, InputSpec, Limits, ModelSpec, Prune, Recipe, load_recipe
-from edgeexport.records.recipe_text import recipe_toml
+from edgeexport.records.recipe_text import LIVE, recipe_toml
 
 TEXT = """
 preprocess = { scale = 0.5, mean = [0.1, 0.2], resize = { shorter = 8 }, layout = "CHW" }
@@ -59,3 +60,11 @@ def test_what_lives_in_python_only_is_refused_by_name():
     recipe = Recipe(ModelSpec(factory="m:f", inputs={"x": (1, 2)}), DataSpec(pool=np.zeros(3)))
     with pytest.raises(RecipeError, match=r"`data\.pool` is a live ndarray"):
         recipe_toml(recipe)
+
+
+def test_the_name_of_a_live_network_is_refused_too():
+    teacher = ModelSpec(factory=f"{LIVE}0123")
+    recipe = Recipe(ModelSpec(factory="live:net", inputs={"x": (1, 2)}), DataSpec(pool="d"), step=(Distill(),))
+    assert 'factory = "live:net"' in recipe_toml(recipe)
+    with pytest.raises(RecipeError, match=r"`step 1\.teacher\.factory` is a live network"):
+        recipe_toml(msgspec.structs.replace(recipe, step=(Distill(teacher=teacher),)))

@@ -143,10 +143,13 @@ def test_a_bundle_that_is_taken_back_is_named_nowhere(desk, monkeypatch, capsys)
     assert (result["shipped"], result["bundle"]) == (None, None)
 
 
-def test_where_the_shipped_form_suffices_nothing_is_cut_or_trained(desk, stages):
+def test_where_the_shipped_form_suffices_nothing_is_cut_or_trained(desk, searched, stages):
+    shutil.copytree(searched.folder / "out", desk.folder / "out")
     assert desk.shrink("--max-size-mb", "10", "--max-drop", "60") == 0
     assert "distill" not in stages()
     assert desk.found()["notes"][0].startswith("nothing needs to be cut")
+    assert "distill" not in (desk.folder / "out" / "shrunk.toml").read_text(encoding="utf-8")
+    assert not (desk.folder / "out" / "shrunk.plan.json").exists()
 
 
 def test_the_evaluation_set_is_not_opened_while_the_search_goes_on(desk, monkeypatch):
@@ -334,6 +337,31 @@ def test_a_live_network_is_searched_and_what_was_found_is_not_trained_again(tmp_
     found = edgeexport.shrink(recipe, "linux-arm64", limits=limits, device="none", **paths)
     assert [row.status for row in found.trials].count("chosen") == 1
     assert stages().count("source") == 1
+    assert stages().count("distill") == sum(each.students for each in found.rounds)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_search_under_a_live_teacher_ships_and_writes_no_recipe(desk, searched, monkeypatch, stages, kept):
+    def run(*given, **named):
+        if not kept:
+            forget(desk, "distill")
+        return pipeline.run(*given, **named)
+
+    shutil.copytree(searched.folder / "out", desk.folder / "out")
+    monkeypatch.setattr(search, "run", run)
+    code = {}
+    exec(MODELS, code)
+    recipe = load_recipe(desk.folder / "recipe.toml")
+    train, lesson, quantize = recipe.step
+    lesson = msgspec.structs.replace(lesson, mixes=("width",), teacher=ModelSpec(factory=code["net"]))
+    recipe = msgspec.structs.replace(recipe, step=(train, lesson, quantize))
+    limits, paths = Limits(speedup=1.5, max_drop=99.0), {"out": desk.folder / "out", "workspace": desk.folder / "work"}
+    found = edgeexport.shrink(recipe, "linux-arm64", limits=limits, **paths)
+    assert found.explanation == ()
+    assert found.recipe_file == ""
+    assert "no recipe is written: this one has live objects" in found.notes
+    assert not list((desk.folder / "out").glob("shrunk.*"))  # nor does an earlier search's stay
+    assert stages().count("distill") == sum(each.students for each in found.rounds) + (not kept)
 
 
 def test_steps_are_timed_anew_under_another_teacher(tmp_path, monkeypatch):
