@@ -160,6 +160,25 @@ def test_a_network_that_torch_cannot_express_leaves_a_row_and_ships_otherwise(de
     assert any(row["status"] == "shipped" for row in rows.values())
 
 
+def test_a_file_that_computes_something_else_than_was_trained_leaves_a_row_and_something_else_ships(desk, monkeypatch):
+    from edgeexport.quantization.qat import arithmetic
+    from tests.pipeline.conftest import MODELS
+
+    real = arithmetic.layer
+
+    def layer(run, inputs, *, source, weights, into):
+        return real(run, inputs, source=source, weights=weights, into=into) + (0 if into is None else 3)
+
+    monkeypatch.setattr(arithmetic, "layer", layer)
+    _exported(desk, MODELS)
+    assert desk.run() == 0
+    rows = {row["name"]: row for row in _rows(desk)}
+    reason = rows["source int8 qat minmax"]["reason"]
+    assert "cannot be built: the int8 file computes something else than its simulation" in reason
+    assert "3 steps (at '" in reason
+    assert rows["source int8 minmax"]["status"] == "shipped"
+
+
 def test_training_that_is_asked_for_without_samples_is_refused(desk, capsys):
     desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nqat = "always"')
     assert desk.run() == 2

@@ -37,7 +37,8 @@ Form = Literal["qdq", "encoder"]
 # The teacher is the network itself in float: its answers are near, and say more than labels do.
 TEMPERATURE, SOFT_SHARE = 2.0, 0.9
 _GENTLE = Tuning()
-CHECKED = 2
+# Samples on which the file is compared with its simulation.
+CHECKED = 8
 # Samples in which a channel must be zero for its weights to be taken out, and how many run together.
 LISTENED, TOGETHER = 512, 32
 
@@ -86,16 +87,17 @@ def train_quantized(
     arXiv:1902.08153). The loss is distillation from the teacher, and labels where `data` has them.
     Raises DataError for a plan of another model or samples that it fails on, UnsupportedOperator for what torch cannot
     express, and ModelError for a form without steps, a model that takes no batch of two, a training that diverges, or
-    an int8 file that would not store what was trained.
+    an int8 file that would not store what was trained, or does not compute what the simulation does: of the untrained
+    one that is known before any training.
     """
-    from edgeexport.quantization.qat.agreement import agreement, prove_stored
+    from edgeexport.quantization.qat.agreement import prove_agrees, prove_stored
     from edgeexport.quantization.qat.silent import rest_silent
     from edgeexport.training import train
 
     taken = lesson or Lesson()
-    module = simulate(model_path, plan, form=taken.form, learn_steps=taken.learn_steps, arm=taken.arm)
     real = graph.lift(graph.load(model_path))
     _check_batch(real, data, path=model_path)
+    module = _proven(model_path, plan, lesson=taken, data=data)
     rest_silent(module, real, batches=_listened(data))
     loss = _loss(taken, data, teacher=taken.teacher or model_path)
     record = train(module, data, loss=loss, settings=taken.training, progress=progress, state=taken.state)
@@ -105,7 +107,7 @@ def train_quantized(
         int8 = Path(folder) / "int8.onnx"
         twin = twin_of(out, trained, form=taken.form, int8=int8)
         prove_stored(module, twin)
-        found = agreement(module, twin, int8=int8, samples=_first_feeds(module, data))
+        found = prove_agrees(module, twin, int8=int8, samples=_few_feeds(module, data))
     return Trained(trained, record, found.sentence())
 
 
@@ -117,12 +119,28 @@ def simulate(
     arm: as onnxruntime does it on Arm, not on x86.
     Raises DataError for a plan of another model, and ModelError or UnsupportedOperator for what has no simulation.
     """
+    with tempfile.TemporaryDirectory(prefix="edgeexport-qat-") as folder:
+        lesson = Lesson(form=form, learn_steps=learn_steps, arm=arm)
+        return _simulated(model_path, plan, lesson=lesson, int8=Path(folder) / "int8.onnx")[0]
+
+
+def _simulated(model_path: Path, plan: QuantizationPlan, *, lesson: Lesson, int8: Path) -> tuple[Simulation, Twin]:
     graph.files.need("torch", purpose="training for integers")
     from edgeexport.quantization.qat.simulation import Simulation
 
+    twin = twin_of(model_path, plan, form=lesson.form, int8=int8)
+    return Simulation(twin, plan, learn_steps=lesson.learn_steps, arm=lesson.arm), twin
+
+
+def _proven(model_path: Path, plan: QuantizationPlan, *, lesson: Lesson, data: TrainingData) -> Simulation:
+    """Return the simulation of a plan's file, compared with it: what differs now would be trained for nothing."""
+    from edgeexport.quantization.qat.agreement import prove_agrees
+
     with tempfile.TemporaryDirectory(prefix="edgeexport-qat-") as folder:
-        twin = twin_of(model_path, plan, form=form, int8=Path(folder) / "int8.onnx")
-    return Simulation(twin, plan, learn_steps=learn_steps, arm=arm)
+        int8 = Path(folder) / "int8.onnx"
+        module, twin = _simulated(model_path, plan, lesson=lesson, int8=int8)
+        prove_agrees(module, twin, int8=int8, samples=_few_feeds(module, data))
+    return module
 
 
 def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path) -> Twin:
@@ -192,9 +210,10 @@ def _save(model_path: Path, module: Simulation, *, out: Path) -> None:
     graph.save(graph.with_initializers(model, {n: v.reshape(stored[n].shape) for n, v in values.items()}), out)
 
 
-def _first_feeds(module: Simulation, data: TrainingData) -> list[Feeds]:
+def _few_feeds(module: Simulation, data: TrainingData) -> list[Feeds]:
+    """Single samples from all over the data."""
     names = module.lifted.input_names
     return [
         {name: array[index : index + 1] for name, array in zip(names, data.arrays, strict=True)}
-        for index in range(min(CHECKED, len(data)))
-    ]
+        for index in range(0, len(data), max(1, len(data) // CHECKED))
+    ][:CHECKED]

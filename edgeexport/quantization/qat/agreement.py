@@ -1,11 +1,13 @@
 """Checks of a simulation against the int8 file that it stands for: what is stored, and what onnxruntime computes.
 
 The rule: what is stored must be equal bit for bit, or ModelError. What is computed is compared site by site, each on
-the file's own integers before it, so that one site's difference is not another's.
+the file's own integers before it, so that one site's difference is not another's; more than one step is a ModelError
+too. It is compared in the arithmetic of this machine, whose onnxruntime answers, wherever the file is to run.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXACT = {"config_entries": {EXACT_SUMS: "1"}}
+# Sums of floats end on the other side of a half now and then; what is further off is another computation.
+MOST_STEPS = 1
 
 
 @dataclass(frozen=True)
 class Agreement:
     """values: integers compared; equal: how many are the same; worst: the largest difference, in steps, at `tensor`.
 
-    fused: integer kernels computed them, as they do where the file ships.
+    fused: integer kernels computed them, as they do where the file ships. foreign: where the simulation's own CPUs
+    compute otherwise than this machine, it was compared as this machine computes.
     """
 
     values: int
@@ -40,13 +45,21 @@ class Agreement:
     worst: int
     tensor: str
     fused: bool = True
+    foreign: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether no site is more than one step off."""
+        return self.worst <= MOST_STEPS
 
     def sentence(self) -> str:
         """Say it in words."""
         share = 100.0 * self.equal / max(1, self.values)
         where = f" (at {self.tensor!r})" if self.worst else ""
         runtime = "onnxruntime" if self.fused else "onnxruntime without integer kernels"
-        return f"simulation and {runtime}: {share:.3f} % of {self.values} integers equal, {self.worst} steps{where}"
+        here = f", as {platform.machine()} computes" if self.foreign else ""
+        found = f"{share:.3f} % of {self.values} integers equal, {self.worst} steps{where}"
+        return f"simulation and {runtime}: {found}{here}"
 
 
 def prove_stored(simulation: Simulation, twin: Twin) -> None:
@@ -57,6 +70,18 @@ def prove_stored(simulation: Simulation, twin: Twin) -> None:
     wrong = [*_points(simulation, twin, points=plan.activations), *_tensors(simulation, twin)]
     if wrong:
         raise ModelError(f"the int8 file stores other numbers than were trained: {'; '.join(wrong[:3])}")
+
+
+def prove_agrees(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterable[Feeds]) -> Agreement:
+    """Return how far the int8 file of `twin` is from its simulation. Raises ModelError if it is more than one step."""
+    found = agreement(simulation, twin, int8=int8, samples=samples)
+    if not found.holds:
+        raise ModelError(
+            f"the int8 file computes something else than its simulation, which may differ by {MOST_STEPS} step: "
+            f"{found.sentence()}",
+            next_step='leave the layer there in float, or quantize without training (qat = "never")',
+        )
+    return found
 
 
 def agreement(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterable[Feeds]) -> Agreement:
@@ -75,7 +100,12 @@ def agreement(simulation: Simulation, twin: Twin, *, int8: Path, samples: Iterab
             values, equal = values + gap.size, equal + int((gap == 0).sum())
             if gap.size and int(gap.max()) > worst:
                 worst, tensor = int(gap.max()), name
-    return Agreement(values, equal, worst, tensor, fused)
+    return Agreement(values, equal, worst, tensor, fused, foreign=simulation.arm != _is_arm())
+
+
+def _is_arm() -> bool:
+    """Whether the onnxruntime that answers here has the kernels of Arm."""
+    return platform.machine() == "aarch64"
 
 
 def _opened(model: bytes) -> tuple[OrtSession, bool]:
@@ -93,7 +123,8 @@ def _stepwise(
     zeros = {site.tensor: twin.stored[site.zero_point].astype(np.int32) for site in twin.activations}
     given = {site.tensor: found[site.integers].astype(np.int32) - zeros[site.tensor] for site in twin.activations}
     own = {mine.tensor: theirs for mine, theirs in zip(simulation.activations, twin.activations, strict=True)}
-    with _forced(simulation, {mine: given[theirs.tensor] for mine, theirs in own.items()}), torch.no_grad():
+    forced = _forced(simulation, {mine: given[theirs.tensor] for mine, theirs in own.items()})
+    with forced, simulation.computing(arm=_is_arm()), torch.no_grad():
         simulation(*(torch.from_numpy(np.array(feeds[name])) for name in simulation.lifted.input_names))
         seen = {mine: simulation.taps[mine].seen for mine in own}
     for mine, value in seen.items():

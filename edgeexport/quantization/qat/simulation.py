@@ -64,7 +64,7 @@ class Simulation(nn.Module):
 
     def __init__(self, twin: Twin, plan: QuantizationPlan, *, learn_steps: bool = False, arm: bool = False) -> None:
         super().__init__()
-        self.activations, self.biases, self._arm = tuple(twin.activations), tuple(twin.biases), arm
+        self.activations, self.biases, self.arm = tuple(twin.activations), tuple(twin.biases), arm
         self.weights = _one_each(twin.weights)
         self._plan, self._fits, self.shape, self.kernels = plan, twin.fits, twin.shape(), tuple(twin.kernels)
         self.weight_names = {site.tensor: site.weight for site in twin.weights}
@@ -89,6 +89,15 @@ class Simulation(nn.Module):
         """Run on inputs in the model's order; one tensor, or a tuple of them."""
         with torch.autocast("cpu", enabled=False), self._filled():
             return self.lifted(*inputs)
+
+    @contextlib.contextmanager
+    def computing(self, *, arm: bool) -> Iterator[None]:
+        """For the time of this context, compute as onnxruntime does on Arm, or on x86."""
+        meant, self.arm = self.arm, arm
+        try:
+            yield
+        finally:
+            self.arm = meant
 
     def restart_steps(self) -> None:
         """Let scales that are learnt start from the weights as they are now; before anything is learnt."""
@@ -188,11 +197,11 @@ class Simulation(nn.Module):
             assert into is not None
             match kernel.op:
                 case "Add":
-                    return arithmetic.total(present, sources=sources, into=into, arm=self._arm)
+                    return arithmetic.total(present, sources=sources, into=into, arm=self.arm)
                 case "Mul":
                     return arithmetic.product(present, sources=sources, into=into)
                 case "GlobalAveragePool":
-                    return arithmetic.mean(present[0], source=sources[0], into=into, arm=self._arm)
+                    return arithmetic.mean(present[0], source=sources[0], into=into, arm=self.arm)
                 case _:
                     return arithmetic.window_mean(run, present[0], source=sources[0], into=into)
 
