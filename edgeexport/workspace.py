@@ -92,18 +92,28 @@ class Workspace:
         return fresh
 
     def stage(
-        self, name: str, *, key: Mapping[str, Any], make: Callable[[Path], R], kind: type[R], together: bool = False
+        self,
+        name: str,
+        *,
+        key: Mapping[str, Any],
+        make: Callable[[Path], R],
+        kind: type[R],
+        together: bool = False,
+        stale: Callable[[R], bool] | None = None,
     ) -> Stage[R]:
         """Return the stored result of this key, or make it: `make(folder)` writes files there and returns the record.
 
         The key is completed with edgeexport's own source digest. A stored stage whose files no longer have the
         digests they were published with is made again. together: under `torchrun` all processes run `make`, as a
-        training needs; what process 0 made of it is kept, and read by the others.
+        training needs; what process 0 made of it is kept, and read by the others. stale: asked in process 0 whether a
+        stored result must not be used again.
         """
-        full = ranks.agreed(digest({"stage": name, "key": key, "tool": tool_digest()}))
-        folder = self.path / "stages" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
+        full = ranks.agreed(_full(name, key))
+        folder = self.path / "stages" / _folder(name, full)
         with _disk_errors(self.path):
             record = self._stored(folder, kind) if ranks.first() and folder.exists() else None
+            if record is not None and stale is not None and stale(record):
+                record = None
             if ranks.agreed(record is not None):
                 if ranks.first():  # a kill may have come between publishing the stage and this
                     shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
@@ -135,8 +145,12 @@ class Workspace:
 
         It is removed when the stage of this very name and key is published, or found published already.
         """
-        full = digest({"stage": name, "key": key, "tool": tool_digest()})
-        return self.path / "unfinished" / f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
+        return self.path / "unfinished" / _folder(name, _full(name, key))
+
+    def begun(self, name: str, *, key: Mapping[str, Any]) -> bool:
+        """Whether a stage of this name and key has a result, or has kept something of its work so far."""
+        folder = _folder(name, _full(name, key))
+        return any((self.path / part / folder).exists() for part in ("stages", "unfinished"))
 
     def forget(self, stage: Stage[Any]) -> None:
         """Remove a stored result that must not be used again, such as an invalid measurement."""
@@ -175,6 +189,14 @@ class Workspace:
         finally:
             shutil.rmtree(private, ignore_errors=True)
         return record
+
+
+def _full(name: str, key: Mapping[str, Any]) -> str:
+    return digest({"stage": name, "key": key, "tool": tool_digest()})
+
+
+def _folder(name: str, full: str) -> str:
+    return f"{name}-{full.removeprefix('sha256:')[:KEY_DIGITS]}"
 
 
 def publish(path: Path, content: bytes) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeexport import ranks
 from edgeexport.errors import ConverterFailed, ModelError, OutOfReach
 from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.attempts import attempted
@@ -41,12 +40,19 @@ if TYPE_CHECKING:
 TRIES = 2
 
 
-def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Stage[Students]:
+def students(
+    road: Road,
+    step: Distill,
+    *,
+    last: TorchRung,
+    place: Place,
+    begun: Callable[[PruningPlan], bool] = lambda _: False,
+) -> Stage[Students]:
     """Cut students from the network of `last` by every mix of `step` and time them; once more where all miss its goals.
 
-    The best is chosen even if it still misses them: `told` says by how much. An invalid
-    measurement is not kept: its record is returned, its folder is gone. Raises OutOfReach where no mix reaches the
-    goals by its plan, and ModelError where none gives a student for another reason.
+    The best is chosen even if it still misses them: `told` says by how much. What an invalid measurement led to is made
+    anew the next time, unless the training of the chosen student has `begun`: that one is gone on with. Raises
+    OutOfReach where no mix reaches the goals by its plan, and ModelError where none gives a student for another reason.
     """
 
     def make(_: Path) -> Students:
@@ -64,11 +70,14 @@ def students(road: Road, step: Distill, *, last: TorchRung, place: Place) -> Sta
         "versions": versions("torch", "torch-pruning"),
         **road.data_key("calibration"),
     }
-    stage = road.workspace.stage("students", key=key, make=make, kind=Students)
-    # Under `torchrun` others may be about to read it.
-    if stage.record.reason and device_for(place.target, place.device)[0] is not None and ranks.count() == 1:
-        road.workspace.forget(stage)
-    return stage
+
+    def stale(known: Students) -> bool:
+        plan = known.tried[known.chosen].plan
+        if not known.reason or device_for(place.target, place.device)[0] is None:
+            return False
+        return plan is None or not begun(plan)
+
+    return road.workspace.stage("students", key=key, make=make, kind=Students, stale=stale)
 
 
 def as_prune(step: Distill) -> Prune:

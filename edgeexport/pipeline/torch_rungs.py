@@ -157,7 +157,7 @@ def distilled(
 
     Raises StepFailed for a training that diverges, and a student that cannot be exported or run.
     """
-    return _taught(road, step, pupil=_pupil(road, step, last=last, place=place), last=last, source=source)
+    return _taught(road, step, pupil=_pupil(road, step, last=last, source=source, place=place), last=last, source=source)
 
 
 def _distilled(
@@ -166,7 +166,7 @@ def _distilled(
     """The rung of a distil step, or the row of one that failed."""
     notes: tuple[str, ...] = ()
     try:
-        pupil = _pupil(road, step, last=last, place=place)
+        pupil = _pupil(road, step, last=last, source=source, place=place)
         notes = pupil.notes
         return _taught(road, step, pupil=pupil, last=last, source=source)
     except StepFailed as error:
@@ -174,7 +174,7 @@ def _distilled(
 
 
 def _taught(road: Road, step: Distill, *, pupil: _Pupil, last: TorchRung, source: TorchRung) -> TorchRung:
-    recipe, lesson = road.recipe, msgspec.structs.replace(step, teacher=None)
+    key = {**_lesson_key(road, step, source=source), "student": pupil.key}
 
     def make(folder: Path) -> TorchWeights:
         from edgeexport.compression.distill import distill
@@ -187,16 +187,20 @@ def _taught(road: Road, step: Distill, *, pupil: _Pupil, last: TorchRung, source
         with attempted():
             return keep(student, pupil.model, folder=folder, maker="distill", parent=parent, plans=pupil.plans)
 
-    key = {
-        "step": {name: value for name, value in msgspec.to_builtins(lesson).items() if name not in CHOOSING},
-        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else stage_key(source),
-        "student": pupil.key,
-        **training_key(step.training, recipe, workspace=road.workspace),
-        **road.data_key("train"),
-    }
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
     with attempted():
         return replace(rung_of(road, "distilled", weights=weights, source=source), notes=pupil.notes)
+
+
+def _lesson_key(road: Road, step: Distill, *, source: TorchRung) -> dict[str, Any]:
+    """What decides the outcome of a distil step besides who is taught."""
+    lesson, recipe = msgspec.structs.replace(step, teacher=None), road.recipe
+    return {
+        "step": {name: value for name, value in msgspec.to_builtins(lesson).items() if name not in CHOOSING},
+        "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else stage_key(source),
+        **training_key(step.training, recipe, workspace=road.workspace),
+        **road.data_key("train"),
+    }
 
 
 def teacher_of(road: Road, step: Distill, *, source: TorchRung) -> nn.Module:
@@ -215,7 +219,9 @@ class _Pupil:
     notes: tuple[str, ...] = ()
 
 
-def _pupil(road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, str | None]) -> _Pupil:
+def _pupil(
+    road: Road, step: Distill, *, last: TorchRung, source: TorchRung, place: tuple[Target, str | None]
+) -> _Pupil:
     """The network that a distil step teaches: the step's own, one cut from the present network, or that as it is."""
     student = step.student
     if isinstance(student, ModelSpec):
@@ -225,7 +231,14 @@ def _pupil(road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, s
     below = record_of(last)
     if student is None:
         return _Pupil(lambda: load_rung(road, last), below.model, below.plans, stage_key(last))
-    plan, notes = _cut(road, step, last=last, place=place)
+
+    def key_of(plan: PruningPlan) -> list[str]:
+        return [stage_key(last), digest(plan)]
+
+    def begun(plan: PruningPlan) -> bool:
+        return road.workspace.begun("distill", key={**_lesson_key(road, step, source=source), "student": key_of(plan)})
+
+    plan, notes = _cut(road, step, last=last, place=place, begun=begun)
 
     def build() -> nn.Module:
         from edgeexport.compression.prune import apply_pruning
@@ -233,11 +246,16 @@ def _pupil(road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, s
 
         return apply_pruning(load_rung(road, last), plan, example=example_feeds(below.model.inputs))
 
-    return _Pupil(build, below.model, (*below.plans, plan), [stage_key(last), digest(plan)], notes)
+    return _Pupil(build, below.model, (*below.plans, plan), key_of(plan), notes)
 
 
 def _cut(
-    road: Road, step: Distill, *, last: TorchRung, place: tuple[Target, str | None]
+    road: Road,
+    step: Distill,
+    *,
+    last: TorchRung,
+    place: tuple[Target, str | None],
+    begun: Callable[[PruningPlan], bool],
 ) -> tuple[PruningPlan, tuple[str, ...]]:
     """The plan that cuts a step's student from the present network: the one given, or the best of those made here."""
     if step.student != AUTO:
@@ -245,7 +263,7 @@ def _cut(
         return from_json(path.read_bytes(), PruningPlan, origin=str(path)), ()
     from edgeexport.pipeline.students import students, told
 
-    found = students(road, step, last=last, place=place_of(road, place)).record
+    found = students(road, step, last=last, place=place_of(road, place), begun=begun).record
     plan = found.tried[found.chosen].plan
     assert plan is not None
     return plan, told(found, step)

@@ -18,6 +18,8 @@ from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Distill, load_recipe
 from edgeexport.records.students import Student, Students, ranked
 from edgeexport.records.target import load_target
+from edgeexport.training import unfinished
+from edgeexport.training.stepping import Stepper
 from edgeexport.validation.measure import PLANS
 from edgeexport.workspace import Workspace
 from tests.pipeline.residual import MODELS
@@ -99,7 +101,7 @@ def test_where_no_student_measures_up_all_are_cut_once_more(cut_here, monkeypatc
     assert min(each.plan.macs_after for each in second if each.plan) < min(each.plan.macs_after for each in first)
 
 
-def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more_and_nothing_is_kept(cut_here, monkeypatch):
+def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_here, monkeypatch):
     tries: list[int] = []
 
     def once(self, known, *, machine):
@@ -118,7 +120,65 @@ def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more_and_
     assert built
     assert all("(predicted)" in note for note in built)
     assert "not measured: the measurement is invalid: noise" in notes
-    assert not list((cut_here.folder / "work" / "stages").glob("students-*"))
+
+
+@pytest.fixture
+def noisy(cut_here, monkeypatch):
+    """A machine on which no measurement is valid, and whose training is stopped in its second step; what was done."""
+    real, step, done, stops = cutting._cutting, Stepper.step, [], [1]
+
+    def cut(*given):
+        done.append("cut")
+        return real(*given)
+
+    def stopping(self, batches, number, *, rate):
+        done.append(number)
+        if number in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return step(self, batches, number, rate=rate)
+
+    monkeypatch.setattr(cutting, "device_for", lambda *_: (object(), ""))
+    monkeypatch.setattr(
+        cutting._Cutting, "_measured", lambda _, known, **__: (known, "the measurement is invalid: noise")
+    )
+    monkeypatch.setattr(cutting, "_cutting", cut)
+    monkeypatch.setattr(Stepper, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        climbed(cut_here, "linux-arm64")
+    assert done == ["cut", 0, 1]
+    done.clear()
+    return cut_here, done
+
+
+@pytest.fixture
+def saving_always(monkeypatch):
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
+
+
+def test_a_student_whose_training_was_stopped_is_the_one_that_is_trained_on(saving_always, noisy):
+    desk, done = noisy
+    first = found(desk)
+    assert "not measured: the measurement is invalid: noise" in climbed(desk, "linux-arm64").standing[-1].notes
+    assert done == [1]
+    # Once trained, it is not cut anew either.
+    climbed(desk, "linux-arm64")
+    assert done == [1]
+    assert found(desk) == first
+
+
+def test_an_invalid_measurement_that_no_training_depends_on_is_made_again(noisy):
+    desk, done = noisy
+    climbed(desk, "linux-arm64")
+    assert done == ["cut", 0, 1]
+
+
+def test_of_another_training_students_are_measured_again(saving_always, noisy):
+    desk, done = noisy
+    desk.edit("recipe.toml", "batch_size = 32", "batch_size = 16")
+    climbed(desk, "linux-arm64")
+    assert done[0] == "cut"
 
 
 def test_figures_of_a_device_and_figures_without_one_are_kept_apart_whatever_the_runtime(desk):
