@@ -152,6 +152,8 @@ def _contest(lane: Lane, rung: TorchRung, *, step: Quantize, found: Found) -> Cl
 
 
 def _fault(lane: Lane, refused: Candidate) -> Fault:
+    if refused.misfit:  # better numbers do not change the type of its inputs
+        return "other"
     verdict = lane.refused.get(refused.row.name)
     if verdict is None:
         return "accuracy"

@@ -79,13 +79,17 @@ class Form:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that runs on the target, with the row it has on the ladder. `row.status` says if its gates held."""
+    """A file that runs on the target, with the row it has on the ladder. `row.status` says if its gates held.
+
+    misfit: it was rolled back for the type of its inputs alone.
+    """
 
     row: Rung
     lowered: Stage[Lowered]
     rung: TorchRung
     quantized: Stage[Quantized] | None
     before: tuple[Artifact, ...] = ()
+    misfit: bool = False
 
     @property
     def stands(self) -> bool:
@@ -176,7 +180,8 @@ def for_target(lane: Lane, candidate: Candidate) -> Candidate:
     reason = _io_reason(lane.target, candidate.lowered.record.signature)
     if not reason or not candidate.stands:
         return candidate
-    return replace(candidate, row=msgspec.structs.replace(candidate.row, status="rolled back", reason=reason))
+    row = msgspec.structs.replace(candidate.row, status="rolled back", reason=reason)
+    return replace(candidate, row=row, misfit=True)
 
 
 def _io_reason(target: Target, signature: Signature) -> str:

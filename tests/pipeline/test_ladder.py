@@ -11,8 +11,8 @@ import pytest
 
 from edgeexport.errors import RecipeError
 from edgeexport.pipeline import encoders, ladder
-from edgeexport.pipeline.lower import Candidate, Form, Lane
-from edgeexport.records.artifact import Artifact
+from edgeexport.pipeline.lower import Candidate, Form, Lane, for_target
+from edgeexport.records.artifact import Artifact, Signature, TensorSpec
 from edgeexport.records.recipe import DataSpec, ModelSpec, Quantize, Recipe
 from edgeexport.records.run import Rung
 from edgeexport.records.target import Tolerance, load_target
@@ -36,6 +36,7 @@ class Climbed:
     ) -> None:
         self.faults = faults
         self.rolled_back: set[str] = set()
+        self.float_inputs: set[str] = set()
         recipe = Recipe(model=ModelSpec(onnx="m.onnx"), data=DataSpec(train=train))
         self.road = SimpleNamespace(recipe=recipe)
         self.refused: dict[str, Verdict] = {}
@@ -58,7 +59,7 @@ class Climbed:
     def _refusing(self, tried: Iterator[Candidate | Rung]) -> Iterator[str]:
         for form in tried:
             row = form.row if isinstance(form, Candidate) else form
-            if row.name in self.faults:
+            if row.name in self.faults and row.name not in self.float_inputs:
                 limit = LimitVerdict(LIMITS[self.faults[row.name][0]], 0.0, 1.0, None, "fails")
                 self.refused[row.name] = Verdict("board", "sha256:0", "selection", (limit,))
             yield row.name.removeprefix("source int8 ")
@@ -71,7 +72,11 @@ class Climbed:
         drop = self.faults[form.name][1]
         status: Any = "rolled back" if form.name in self.rolled_back else "kept"
         row = Rung(form.name, "int8", "board", ARTIFACT, status, drop=Drop(drop, drop, drop, drop, "mcnemar", 100))
-        return Candidate(row, cast("Any", None), RUNG, None)
+        dtype = "float32" if form.name in self.float_inputs else "int8"
+        signature = Signature((TensorSpec("image", dtype, ("batch", 1)),), ())
+        lowered = cast("Any", SimpleNamespace(record=SimpleNamespace(signature=signature)))
+        lane = cast("Lane", SimpleNamespace(target=SimpleNamespace(io="int8")))
+        return for_target(lane, Candidate(row, lowered, RUNG, None))
 
 
 def test_a_change_of_weights_that_cannot_be_built_does_not_end_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +144,16 @@ def test_layers_in_float_that_cost_too_much_time_ask_for_training_too(monkeypatc
 def test_what_is_only_too_slow_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = Climbed(monkeypatch, {"source int8 minmax": ("speed", 0.1)}, train="t").names(methods=("minmax",))
     assert tried == ["minmax", "minmax repaired"]
+
+
+@pytest.mark.parametrize("qat", ["if-needed", "always"])
+def test_inputs_that_are_not_what_the_target_asks_for_are_no_loss_that_has_a_remedy(
+    qat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = "qat minmax" if qat == "always" else "minmax"
+    climbed = Climbed(monkeypatch, {**PLAIN, "source int8 qat minmax": ("accuracy", 0.0)}, train="t")
+    climbed.float_inputs |= climbed.faults.keys()
+    assert climbed.names(methods=("minmax", "mse"), qat=qat) == [first]
 
 
 def test_always_training_goes_before_all_else_and_the_rest_follows_if_it_loses_too_much(
