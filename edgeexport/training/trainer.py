@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import ranks
+from edgeexport.data import UserCode
 from edgeexport.errors import StepFailed
 from edgeexport.progress import Progress, silent
 from edgeexport.records.training import Training, TrainingRecord
@@ -51,12 +52,14 @@ def train(
     SGD, AdamW or the user's optimizer under one cycle of the learning rate; no weight decay on biases and norms.
     Under `torchrun` each process takes its part of every batch: losses must be means over the batch.
     Raises StepFailed naming the step at which the loss is not finite, DataError for labels that the loss cannot work
-    on, RequestError where the network, the loss, the optimizer or the augmentation fails.
+    on, RequestError where the network, the loss, the optimizer or the augmentation fails, or where what the optimizer
+    holds could not be kept in `state`: before the first step, or after it.
     """
     with _course(module, data, loss=guarded(loss), settings=settings) as course:
         if state is not None:
             key = training_key(module, data, settings=settings, precision=course.stepper.precision)
             course.unfinished = Unfinished(state, key)
+            course.check_optimizer()
         if not course.restore():
             course.begin(progress)
         course.run(progress)
@@ -131,8 +134,8 @@ class _Course:
 
     def run(self, progress: Progress) -> None:
         """Take the steps that are left, saving the state every so often."""
-        settings = self.stepper.settings
-        clock = _Clock(self.done, self.steps, progress=progress)
+        settings, begun = self.stepper.settings, self.done
+        clock = _Clock(begun, self.steps, progress=progress)
         while self.done < self.steps and not self.best.exhausted(settings.patience):
             rate = one_cycle(self.done, steps=self.steps, peak=settings.learning_rate)
             value = self.stepper.step(self.batches, self.done, rate=rate)
@@ -142,6 +145,8 @@ class _Course:
             if self.average is not None:
                 self.average.take(self.done)
             self.done += 1
+            if self.done == begun + 1:  # optimizers make their state in the first step
+                self.check_optimizer()
             self._look()
             if self.unfinished.due():
                 self.unfinished.save(self._state())
@@ -161,12 +166,18 @@ class _Course:
             return False
         for module, tensors in zip(self.stepper.trained, state["modules"], strict=True):
             put(module, tensors)
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        with UserCode(f"the optimizer {self.stepper.settings.optimizer!r}, given back its state"):
+            self.stepper.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.tensors = state["average"]
         self.best = Best(**state["best"])
         self.losses, self.steps, self.done = state["losses"], state["steps"], state["done"]
         return True
+
+    def check_optimizer(self) -> None:
+        """Raise RequestError now for an optimizer whose state could not be saved later."""
+        name = f"the optimizer {self.stepper.settings.optimizer!r}: state_dict()"
+        self.unfinished.check(self.stepper.optimizer.state_dict(), what=name)
 
     def _look(self) -> None:
         """Look at the samples held out, if it is time: with the averaged weights where there are some."""

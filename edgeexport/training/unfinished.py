@@ -1,7 +1,8 @@
 """Unfinished: a training's state between two steps, kept in a folder so that a killed one goes on where it was.
 
-The rule: a file is either whole or absent, holds tensors and plain numbers only, and belongs to one module, set of
-samples and settings; any other is ignored. A resumed training ends in the same bits.
+The rule: a file is either whole or absent, holds tensors and plain values only, and belongs to one module, set of
+samples and settings; any other is ignored. A resumed training ends in the same bits. What cannot be kept is refused
+when a training begins, not when it is saved.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeexport import ranks
+from edgeexport.errors import RequestError
 from edgeexport.records.base import digest
 from edgeexport.records.training import Training
 from edgeexport.training.keeping import tensors_of
@@ -29,7 +31,8 @@ NAME = "training.safetensors"
 # Seconds between two savings, and how many times the last one's own time must have passed.
 SAVE_SECONDS = 20.0
 SAVE_RATIO = 30.0
-TENSOR = "tensor"
+# What stands for a value that JSON has not, and for a dict, whose keys may be numbers.
+TENSOR, PAIRS, TUPLE, NUMBER = "tensor", "pairs", "tuple", "number"
 
 
 @dataclass
@@ -58,6 +61,11 @@ class Unfinished:
     def due(self) -> bool:
         """Whether it is time to save; the time between is long beside the time that saving takes."""
         return self.folder is not None and time.monotonic() >= self._due
+
+    def check(self, state: Any, *, what: str) -> None:
+        """Raise RequestError if the state of `what` could not be saved in the folder; it says which value and why."""
+        if self.folder is not None:
+            _emptied(state, [], at=what)
 
     def save(self, state: dict[str, Any]) -> None:
         """Publish a state. Process 0 writes. Raises NoSpace or MachineError."""
@@ -93,25 +101,51 @@ def training_key(module: torch.nn.Module, data: TrainingData, *, settings: Train
     return digest([taken.hexdigest(), said])
 
 
-def _emptied(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Return `value` as JSON, its tensors moved to `tensors`. Keys may be numbers, as in torch's optimizer states."""
+def _emptied(value: Any, tensors: list[torch.Tensor], *, at: str = "the state") -> Any:
+    """Return `value` as JSON, its tensors moved to `tensors`. Keys may be numbers, as in torch's optimizer states.
+
+    at: what to call the value. Raises RequestError for what `_filled` could not give back as it was.
+    """
+    import numpy as np
     import torch
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.dtype is not torch.complex128:
         tensors.append(value.detach())
         return {TENSOR: len(tensors) - 1}
     if isinstance(value, dict):
-        return {"pairs": [[key, _emptied(item, tensors)] for key, item in value.items()]}
+        named = [(key, item, f"{at}[{key!r}]") for key, item in value.items()]
+        return {PAIRS: [[_emptied(each, tensors, at=name) for each in (key, item)] for key, item, name in named]}
     if isinstance(value, list | tuple):
-        return [_emptied(item, tensors) for item in value]
-    return value
+        items = [_emptied(item, tensors, at=f"{at}[{index}]") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {TUPLE: items}
+    if isinstance(value, np.number | np.bool_):
+        return {NUMBER: [value.dtype.str, value.tobytes().hex()]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise RequestError(
+        f"{at} is {_kind(value)}, which cannot be kept: a training that is killed could not go on where it was",
+        next_step="keep tensors, numbers, text, and lists, tuples or dicts of them there",
+    )
+
+
+def _kind(value: Any) -> str:
+    form = f" ({value.dtype}, {value.layout})" if hasattr(value, "layout") else ""
+    return f"of type {type(value).__name__}{form}"
 
 
 def _filled(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """The value that `_emptied` was given."""
+    import numpy as np
+
     if isinstance(value, list):
         return [_filled(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    if TENSOR in value:
-        return tensors[value[TENSOR]]
-    return {key: _filled(item, tensors) for key, item in value["pairs"]}
+    ((form, held),) = value.items()
+    if form == TENSOR:
+        return tensors[held]
+    if form == NUMBER:
+        return np.frombuffer(bytes.fromhex(held[1]), held[0])[0]
+    if form == TUPLE:
+        return tuple(_filled(item, tensors) for item in held)
+    return {_filled(key, tensors): _filled(item, tensors) for key, item in held}

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgeexport.errors import RequestError
 from edgeexport.records.base import to_json
 from edgeexport.records.recipe import Training
 from edgeexport.training import resolve_loss, train, unfinished
@@ -167,26 +168,125 @@ def test_what_fits_is_gone_on_with(tmp_path):
     assert len(calls) == 4
 
 
+RICH = """
+import numpy as np
+import torch
+
+
+def adagrad(groups, learning_rate):
+    return torch.optim.Adagrad(groups, learning_rate)
+
+
+class Rich(torch.optim.Optimizer):
+    def __init__(self, groups, learning_rate):
+        own = {"betas": (0.9, 0.5), "scale": torch.tensor(1.5), "floor": np.float32(0.1), "names": {("a", 1): None}}
+        super().__init__(groups, {"lr": learning_rate, **own})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            first, second = {group["betas"]: group["betas"]}[0.9, 0.5]  # a list would be no key
+            assert group["names"] == {("a", 1): None} and type(group["floor"]) is np.float32
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                count = state["count"] = state.get("count", np.int16(0)) + np.int16(1)
+                assert type(count) is np.int16
+                kept = state.setdefault("kept", torch.zeros_like(parameter)).mul_(first).add_(parameter.grad)
+                rate = group["lr"] * (second + float(group["floor"])) / int(count)
+                parameter.sub_(kept * group["scale"] * rate)
+
+
+def rich(groups, learning_rate):
+    return Rich(groups, learning_rate)
+
+
+def careless(groups, learning_rate):
+    made = torch.optim.SGD(groups, learning_rate)
+    made.param_groups[0]["seen"] = {1, 2}
+    return made
+
+
+class Later(torch.optim.SGD):
+    def step(self):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["when"] = torch.eye(2).to_sparse()
+
+
+def later(groups, learning_rate):
+    return Later(groups, learning_rate)
+
+
+class Forgetful(torch.optim.SGD):
+    def load_state_dict(self, state):
+        raise KeyError("mine")
+
+
+def forgetful(groups, learning_rate):
+    return Forgetful(groups, learning_rate)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with optimizers of a user's own."""
+    (tmp_path / "mine.py").write_text(RICH)
+    return tmp_path
+
+
+def stopping(at, folder):
+    """Samples of which batch `at` ends the training; with them, the list of batches so far."""
+
+    def augment(batch, generator):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return batch
+
+    calls: list[int] = []
+    return pictures(augment=augment, folder=str(folder)), calls
+
+
 @pytest.mark.usefixtures("saving_always")
-def test_states_of_users_optimizers_survive(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import torch\n\n\ndef adagrad(groups, learning_rate):\n    return torch.optim.Adagrad(groups, learning_rate)\n"
-    )
-    settings = Training(batch_size=16, steps=8, optimizer="mine:adagrad")
-
-    def data(at):
-        def stopping(batch, generator):
-            calls.append(1)
-            if len(calls) == at:
-                raise KeyboardInterrupt
-            return batch
-
-        calls: list[int] = []
-        return pictures(augment=stopping, folder=str(tmp_path))
-
+@pytest.mark.parametrize("optimizer", ["adagrad", "rich"])
+def test_states_of_users_optimizers_survive(optimizer, own):
+    settings = Training(batch_size=16, steps=8, optimizer=f"mine:{optimizer}", learning_rate=0.01)
     with pytest.raises(KeyboardInterrupt):
-        train(network(), data(5), loss=CROSS_ENTROPY, settings=settings, state=tmp_path)
+        train(network(), stopping(5, own)[0], loss=CROSS_ENTROPY, settings=settings, state=own)
     resumed, whole = network(), network()
-    train(resumed, data(-1), loss=CROSS_ENTROPY, settings=settings, state=tmp_path)
-    train(whole, data(-1), loss=CROSS_ENTROPY, settings=settings)
+    data, calls = stopping(-1, own)
+    train(resumed, data, loss=CROSS_ENTROPY, settings=settings, state=own)
+    train(whole, stopping(-1, own)[0], loss=CROSS_ENTROPY, settings=settings)
+    assert len(calls) == 4
     assert same(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batches", "complaint"),
+    [
+        ("careless", 0, r"'mine:careless': state_dict\(\)\['param_groups'\]\[0\]\['seen'\] is of type set, which"),
+        ("later", 1, r"'mine:later': state_dict\(\)\['state'\]\[0\]\['when'\] is of type Tensor \(.*torch.sparse_coo"),
+    ],
+    ids=["groups", "state"],
+)
+@pytest.mark.parametrize("budget", [{"steps": 8}, {"budget_minutes": 0.001}], ids=["steps", "minutes"])
+def test_an_optimizer_that_could_not_be_saved_is_refused_as_soon_as_that_is_seen(
+    optimizer, batches, complaint, budget, own, monkeypatch
+):
+    monkeypatch.setattr("edgeexport.training.timing.TIMING_STEPS", 2)
+    settings = Training(batch_size=16, optimizer=f"mine:{optimizer}", **budget)
+    data, calls = stopping(-1, own)
+    with pytest.raises(RequestError, match=complaint):
+        train(network(), data, loss=CROSS_ENTROPY, settings=settings, state=own)
+    assert len(calls) == batches + 2 * bool(batches and "budget_minutes" in budget)
+    # Where nothing is to be kept, nothing is asked of it.
+    train(network(), stopping(-1, own)[0], loss=CROSS_ENTROPY, settings=settings)
+
+
+@pytest.mark.usefixtures("saving_always")
+def test_an_optimizer_that_does_not_take_its_state_back_is_told_as_the_users(own):
+    settings = Training(batch_size=16, steps=8, optimizer="mine:forgetful")
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), stopping(5, own)[0], loss=CROSS_ENTROPY, settings=settings, state=own)
+    with pytest.raises(RequestError, match=r"'mine:forgetful', given back its state: .*mine.py:\d+: KeyError: 'mine'"):
+        train(network(), stopping(-1, own)[0], loss=CROSS_ENTROPY, settings=settings, state=own)
