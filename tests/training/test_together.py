@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,17 @@ from edgeexport.errors import RecipeError
 from edgeexport.records.recipe import Training
 from edgeexport.training import resolve_loss, train
 from edgeexport.training.batches import batches_of
+from tests.readme import commands
 from tests.training.nets import network, pictures
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTED = next(
+    command
+    for command in commands((ROOT / "edgeexport" / "compression" / "README.md").read_text(encoding="utf-8"))
+    if command.startswith("torchrun ")
+)
+_, *OPTIONS = shlex.split(DOCUMENTED.partition(" -m ")[0])
+ROAD = ("-m", *shlex.split(DOCUMENTED.partition(" -m ")[2]), "--json")
 SETTINGS = {"batch_size": 15, "steps": 12, "learning_rate": 0.02, "augment": "crop-flip", "ema": 0.5, "keep": "best"}
 SCRIPT = """
 import sys
@@ -47,7 +56,7 @@ torch.save(module.state_dict(), f"{sys.argv[2]}/{ranks.index()}.pt")
 
 def torchrun(*command, cwd=ROOT, check=True):
     """Start two processes over loopback and wait for both."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start = [sys.executable, "-m", "torch.distributed.run", *OPTIONS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
@@ -109,7 +118,6 @@ do = "distill"
 student = { factory = "models:small" }
 training = { epochs = 3, learning_rate = 0.05 }
 """
-ROAD = ("-m", "edgeexport", "run", "recipe.toml", "--target", "linux-arm64", "--device", "none", "--json")
 
 
 @pytest.mark.slow
