@@ -14,6 +14,7 @@ from edgeexport.errors import RequestError
 from edgeexport.records.base import to_json
 from edgeexport.records.recipe import Training
 from edgeexport.training import resolve_loss, train, unfinished
+from edgeexport.training.timing import TIMING_STEPS
 from tests.training.nets import network, pictures, same
 
 pytestmark = pytest.mark.faults
@@ -106,7 +107,7 @@ def test_the_steps_of_a_budget_are_worked_out_once(tmp_path):
 
     def failing(batch, generator):
         calls.append(1)
-        if len(calls) == 20:
+        if len(calls) == TIMING_STEPS + 2:
             raise KeyboardInterrupt
         return batch
 
