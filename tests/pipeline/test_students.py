@@ -157,7 +157,8 @@ def saving_always(monkeypatch):
     monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
 
 
-def test_a_student_whose_training_was_stopped_is_the_one_that_is_trained_on(saving_always, noisy):
+@pytest.mark.usefixtures("saving_always")
+def test_a_student_whose_training_was_stopped_is_the_one_that_is_trained_on(noisy):
     desk, done = noisy
     first = found(desk)
     assert "not measured: the measurement is invalid: noise" in climbed(desk, "linux-arm64").standing[-1].notes
@@ -174,7 +175,8 @@ def test_an_invalid_measurement_that_no_training_depends_on_is_made_again(noisy)
     assert done == ["cut", 0, 1]
 
 
-def test_of_another_training_students_are_measured_again(saving_always, noisy):
+@pytest.mark.usefixtures("saving_always")
+def test_of_another_training_students_are_measured_again(noisy):
     desk, done = noisy
     desk.edit("recipe.toml", "batch_size = 32", "batch_size = 16")
     climbed(desk, "linux-arm64")
