@@ -90,10 +90,11 @@ def told() -> Iterator[None]:
     if failure is not None:
         raise failure
     if found is not None:
-        raise _again(*found)
+        kind, message, next_step = found
+        raise _again(kind, message, next_step=next_step)
 
 
-def _again(kind: type[EdgeExportError], message: str, next_step: str) -> EdgeExportError:
+def _again(kind: type[EdgeExportError], message: str, *, next_step: str) -> EdgeExportError:
     """An error that happened in another process, whatever its class is made from."""
     error = kind.__new__(kind)
     EdgeExportError.__init__(error, message, next_step=next_step)

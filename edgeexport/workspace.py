@@ -119,14 +119,12 @@ class Workspace:
                     shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
                 return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=False)
             self.fresh_stages.append(name)
+            if together and not ranks.first():
+                self._taken_part(folder, make)
             with contextlib.nullcontext() if together else ranks.told():
-                if ranks.first():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    with contextlib.nullcontext() if together else ranks.alone():
-                        record = self._make(folder, make)
-                    shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
-                elif together:
-                    self._taken_part(folder, make)
+                record = self._make_first(folder, make, together=together) if ranks.first() else None
+            if record is not None:
+                shutil.rmtree(self.unfinished(name, key=key), ignore_errors=True)
             ranks.agreed(None)
             return Stage(self._followed(record, folder, kind=kind), folder, full, fresh=True)
 
@@ -173,6 +171,12 @@ class Workspace:
             make(private)
         finally:
             shutil.rmtree(private, ignore_errors=True)
+
+    def _make_first(self, folder: Path, make: Callable[[Path], R], *, together: bool) -> R:
+        """Make a stage as process 0 does: a training with the others, all else as the only one."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.nullcontext() if together else ranks.alone():
+            return self._make(folder, make)
 
     def _make(self, folder: Path, make: Callable[[Path], R]) -> R:
         private = self.path / "tmp" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
