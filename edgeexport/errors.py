@@ -5,6 +5,7 @@
     ├── RequestError         2   the request is wrong
     │   ├── RecipeError          an unknown key, a bad value, an impossible combination
     │   ├── DataError            samples that are missing, empty, overlapping, of the wrong shape, or not finite
+    │   │   └── Unlabelled            samples without the labels that are asked for
     │   ├── ModelError           a model that does not do what the recipe says
     │   │   ├── OutOfReach            a goal that no cut of this model reaches
     │   │   ├── StepFailed            a training that diverges, or a network that a step made and nobody can export
@@ -52,6 +53,10 @@ class RecipeError(RequestError):
 
 class DataError(RequestError):
     """Samples that are missing, empty, overlapping, of the wrong shape or type, or not finite."""
+
+
+class Unlabelled(DataError):
+    """Samples that have no labels where labels are asked for."""
 
 
 class ModelError(RequestError):

@@ -156,7 +156,8 @@ def qat(
     asked, path = step or Quantize(), Path(model)
     kept = dict.fromkeys(asked.keep_float, "asked for")
     plan = quantization.plan_quantization(path, ranges, numbers=_target(target).numbers(), keep_float=kept)
-    lesson = quantization.Lesson(asked.training, learn_steps=asked.learn_steps)
+    classes = data.answers in {None, "classes"}
+    lesson = quantization.Lesson(asked.training, classes=classes, learn_steps=asked.learn_steps)
     with tempfile.TemporaryDirectory(prefix="edgeexport-") as folder:
         trained = Path(folder) / "trained.onnx"
         plan = quantization.train_quantized(path, plan, data=data, out=trained, lesson=lesson).plan

@@ -108,11 +108,13 @@ def _strength(module: torch.nn.Module, member: Member, *, l1: bool = False) -> N
     return size
 
 
-def taylor_scores(module: torch.nn.Module, batches: Iterable[Batch], *, loss: Loss | None) -> dict[str, Any]:
+def taylor_scores(
+    module: torch.nn.Module, batches: Iterable[Batch], *, loss: Loss | None, classes: bool = True
+) -> dict[str, Any]:
     """Return layer -> importance of each output channel: (gradient x weight, summed) squared, mean over `batches`.
 
     loss: of outputs and batch; without one (no labels), the network's own most likely classes stand in for them, or
-    the squares of its outputs where there are no classes. Gradients and mode of the module are left as they were.
+    the squares of its outputs where there are no `classes`. Gradients and mode of the module are left as they were.
     """
     import torch
 
@@ -125,7 +127,8 @@ def taylor_scores(module: torch.nn.Module, batches: Iterable[Batch], *, loss: Lo
     module.eval().requires_grad_(True)  # torch's own signature
     for batch in batches:
         outputs = forward(module, batch.inputs, what="the network")
-        value = loss(outputs, batch) if loss is not None and batch.labels is not None else _own(outputs)
+        taught = None if batch.labels is None else loss
+        value = _own(outputs, classes=classes) if taught is None else taught(outputs, batch)
         weights = {name: layer.weight for name, layer in layers.items()}
         gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
         count += 1
@@ -156,10 +159,10 @@ def gradient_batches(data: TrainingData, settings: Training, *, count: int) -> I
         yield Batch(tuple(torch.from_numpy(array[index]) for array in data.arrays), labels, unchecked)
 
 
-def _own(outputs: Any) -> torch.Tensor:
+def _own(outputs: Any, *, classes: bool) -> torch.Tensor:
     from torch.nn import functional
 
     first = first_output(outputs)
-    if first.ndim == 2 and first.shape[1] > 1:
+    if classes and first.ndim == 2 and first.shape[1] > 1:
         return functional.cross_entropy(first, first.detach().argmax(dim=1))
     return first.square().mean()

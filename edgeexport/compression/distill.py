@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeexport.progress import Progress, silent
+from edgeexport.records.labels import Answers, answers_under
 from edgeexport.records.recipe import Distill
 from edgeexport.records.training import TrainingRecord
-from edgeexport.training import CLASS_LOSSES, StepTimes, TrainingData, resolve_loss, time_steps, train
-from edgeexport.training.distillation import Soft, Taught, cosine, decoupled, logits, squared
+from edgeexport.training import CLASS_LOSSES, StepTimes, TrainingData, hard_loss, time_steps, train
+from edgeexport.training.distillation import Soft, Taught, cosine, decoupled, directions, logits, squared
 from edgeexport.training.features import watched
 from edgeexport.training.stepping import fast_layout
 
@@ -56,8 +57,9 @@ def time_distil_steps(
 def _lesson(
     student: torch.nn.Module, teacher: torch.nn.Module, *, data: TrainingData, step: Distill
 ) -> Iterator[Taught]:
-    hard = None if data.labels is None else resolve_loss(step.training.loss, data.folder)
-    soft = _soft(step)
+    answers = answers_under(step, data.answers)
+    hard = hard_loss(data, step.training, soft_share=step.soft_share, answers=answers)
+    soft = _soft(step, answers)
     with fast_layout(teacher, data) as layout:
         if step.method not in {"hint", "attention"}:
             yield Taught(
@@ -74,12 +76,24 @@ def _lesson(
             )
 
 
-def _soft(step: Distill) -> Soft:
-    """The loss between outputs; features come on top of that between logits."""
+def _soft(step: Distill, answers: Answers | None) -> Soft:
+    """The loss between outputs, by what they are where the method does not say; features come on top of it."""
     if step.method == "dkd":
         return decoupled(step.temperature, beta=step.beta)
     if step.method == "cosine":
         return cosine
     if step.method == "mse":
         return squared
-    return logits(step.temperature, classes=step.training.loss in CLASS_LOSSES)
+    if answers == "embeddings":
+        return directions
+    return logits(step.temperature, classes=_classes(step.training.loss, answers))
+
+
+def _classes(loss: str, answers: Answers | None) -> bool:
+    """Whether outputs are class logits: as the metric says, else the loss.
+
+    Of the losses that have a name, those of values speak for themselves; one of the user's tells nothing.
+    """
+    if answers == "values":
+        return False
+    return answers == "classes" if ":" in loss else loss in CLASS_LOSSES

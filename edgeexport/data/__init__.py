@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeexport.data.arrays import check_finite, joint_digest, sample_digest
 from edgeexport.data.check import check_samples
-from edgeexport.data.disjoint import open_split, splits
+from edgeexport.data.disjoint import check_labels, open_split, splits
 from edgeexport.data.identity import code_identity, data_identity, existing
 from edgeexport.data.prepared import Prepared, arrays
 from edgeexport.data.preprocess import prepare, resolve_preprocess
@@ -17,6 +17,7 @@ __all__ = [
     "UserCode",
     "arrays",
     "check_finite",
+    "check_labels",
     "check_samples",
     "class_names",
     "code_identity",

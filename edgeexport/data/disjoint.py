@@ -17,10 +17,11 @@ from edgeexport.data.pictures import Pictures
 from edgeexport.data.prepared import Prepared
 from edgeexport.data.preprocess import resolve_preprocess
 from edgeexport.data.sources import Samples, named_set, open_samples, read_raw, sample_name
-from edgeexport.errors import DataError, RecipeError
+from edgeexport.errors import DataError, RecipeError, Unlabelled
 from edgeexport.progress import Progress, silent
 from edgeexport.records.artifact import Signature
-from edgeexport.records.recipe import LABEL_FREE_METRICS, DataSpec, Quantize, Recipe
+from edgeexport.records.labels import Demand, answers_of, judged_by, learnt_from, must_train
+from edgeexport.records.recipe import DataSpec, Recipe
 from edgeexport.records.splits import SourceName, Split, SplitIndices, SplitName
 
 _REPORT_EVERY = 500
@@ -28,15 +29,17 @@ _FEW = 0.01
 
 
 class _Source(NamedTuple):
-    """An opened source with the digest of every sample."""
+    """An opened source with the digest of every sample, and which of them have no label."""
 
     name: SourceName
     samples: Samples
     digests: list[str]
+    unlabelled: set[int]
 
     def split(self, indices: Sequence[int]) -> Split:
         """Return the samples at `indices` as a record."""
-        return Split(self.name, tuple(indices), joint_digest([self.digests[index] for index in indices]))
+        digest = joint_digest([self.digests[index] for index in indices])
+        return Split(self.name, tuple(indices), digest, len(self.unlabelled.intersection(indices)))
 
 
 def splits(recipe: Recipe, *, progress: Progress = silent) -> SplitIndices:
@@ -65,9 +68,44 @@ def splits(recipe: Recipe, *, progress: Progress = silent) -> SplitIndices:
 def open_split(recipe: Recipe, found: SplitIndices, *, name: SplitName, signature: Signature) -> Prepared:
     """Return one split, ready to feed a model with this signature, under the recipe's preprocessing."""
     split = found.get(name)
-    data = _check(recipe.data)
-    samples = open_samples(getattr(data, split.source), recipe, labelled=_labelled(split.source, recipe))
-    return Prepared(samples, split.indices, resolve_preprocess(recipe), signature)
+    return Prepared(_open(split.source, recipe), split.indices, resolve_preprocess(recipe), signature)
+
+
+def check_labels(recipe: Recipe, found: SplitIndices) -> None:
+    """Raise Unlabelled where samples lack the labels that a step learns or the metric judges by.
+
+    And DataError where only some of those that a step trains on have labels.
+    """
+    train = found.train
+    demand = learnt_from(recipe)
+    if demand is not None and train.unlabelled:
+        raise _unlabelled(recipe, found, name="train", demand=demand)
+    if must_train(recipe) and 0 < train.unlabelled < len(train.indices):
+        raise DataError(
+            f"{_missing(recipe, found, name='train')}, and the others have one",
+            next_step="give all of them labels, or none: then a teacher alone teaches",
+        )
+    judge = judged_by(recipe.data.metric)
+    if judge is None or answers_of(recipe.data.metric) is None:  # a metric of the user's may take None for a label
+        return
+    for name in ("selection", "evaluation"):
+        if found.get(name).unlabelled:
+            raise _unlabelled(recipe, found, name=name, demand=judge)
+
+
+def _unlabelled(recipe: Recipe, found: SplitIndices, *, name: SplitName, demand: Demand) -> Unlabelled:
+    aside = "; or give `data.pool` beside `data.train`: it is judged on alone"
+    step = demand.next_step + (aside if name == "selection" and found.selection.source == "train" else "")
+    return Unlabelled(f"{demand.who}, and {_missing(recipe, found, name=name)}", next_step=step)
+
+
+def _missing(recipe: Recipe, found: SplitIndices, *, name: SplitName) -> str:
+    """Say how many samples of a split have no label, and name the first."""
+    split, purpose = found.get(name), "training" if name == "train" else name
+    samples = open_samples(getattr(_check(recipe.data), split.source), recipe, labelled=False)
+    first = next(index for index in split.indices if samples[index][1] is None)
+    count = f"{split.unlabelled} of {len(split.indices)} {purpose} samples"
+    return f"{count} (`data.{split.source}`) have no label, first {sample_name(samples, first)}"
 
 
 def _check(data: DataSpec) -> DataSpec:
@@ -89,16 +127,25 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and str(one) == str(other))
 
 
-def _labelled(name: SourceName, recipe: Recipe) -> bool:
-    """Whether a source must have labels: none does where nothing is trained and the metric knows no labels.
+def _demand(name: SourceName, data: DataSpec, recipe: Recipe) -> Demand | None:
+    """Who needs labels of a source: a step that is taught by it, or the metric that judges on it; None: nobody."""
+    rest: SourceName = "pool" if data.pool is not None else "calibration"
+    taught: SourceName = "train" if data.train is not None else rest
+    judged = {"pool"} if data.pool is not None else {taught, "evaluate"}
+    demand = learnt_from(recipe) if name == taught else None
+    return demand or (judged_by(data.metric) if name in judged else None)
 
-    Calibration needs none, unless it stands in for `train`.
-    """
+
+def _open(name: SourceName, recipe: Recipe) -> Samples:
+    """Open a source of the recipe; where labels are missing, say who needs them."""
     data = _check(recipe.data)
-    trains = any(not isinstance(step, Quantize) for step in recipe.step)
-    if not trains and str(data.metric).partition(":")[0] in LABEL_FREE_METRICS:
-        return False
-    return name != "calibration" or (data.train is None and data.pool is None and data.evaluate is not None)
+    demand = _demand(name, data, recipe)
+    try:
+        return open_samples(getattr(data, name), recipe, labelled=demand is not None)
+    except Unlabelled as error:
+        if demand is None:
+            raise
+        raise Unlabelled(f"{demand.who}, and {error}", next_step=f"{demand.next_step} ({error.next_step})") from None
 
 
 def _own_calibration(data: DataSpec, recipe: Recipe) -> bool:
@@ -111,14 +158,16 @@ def _own_calibration(data: DataSpec, recipe: Recipe) -> bool:
 
 def _read(name: SourceName, recipe: Recipe, *, progress: Progress) -> _Source:
     """Open a source and take every sample's digest; a NaN anywhere ends it here, with the sample's name."""
-    data = _check(recipe.data)
-    samples = open_samples(getattr(data, name), recipe, labelled=_labelled(name, recipe))
-    digests: list[str] = []
+    samples = _open(name, recipe)
+    found = _Source(name, samples, [], set())
     for index in range(len(samples)):
-        digests.append(sample_digest(read_raw(samples, index)[0]))
+        arrays, target = read_raw(samples, index)
+        found.digests.append(sample_digest(arrays))
+        if target is None:
+            found.unlabelled.add(index)
         if index % _REPORT_EVERY == 0:
             progress(f"reading {name} samples", index / len(samples))
-    return _Source(name, samples, digests)
+    return found
 
 
 def _rank(digests: set[str], purpose: str) -> list[str]:
@@ -257,7 +306,7 @@ def _drop_overlap(train: _Source, evaluate: _Source) -> list[str]:
 def _check_classes(train: _Source, evaluate: _Source) -> None:
     """Class folders are numbered by the alphabet in each source, so both must have the same ones."""
     one, other = train.samples, evaluate.samples
-    if train.name != "train" or not isinstance(one, Pictures) or not isinstance(other, Pictures):
+    if train.name != "train" or not isinstance(one, Pictures) or not isinstance(other, Pictures) or not one.classes:
         return
     if one.classes != other.classes:
         odd = sorted(set(one.classes) ^ set(other.classes))

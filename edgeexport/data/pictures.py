@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeexport.errors import DataError, MissingExtra
+from edgeexport.errors import DataError, MissingExtra, Unlabelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ class Pictures:
     def _check_labels(self, folders: Mapping[str, str], classes: Sequence[str]) -> None:
         for name, folder in folders.items():
             if not folder:
-                raise DataError(
+                raise Unlabelled(
                     f"{self.store.path}: {name} has no label", next_step="put each picture in a folder of its class"
                 )
             if classes and folder not in classes:

@@ -79,11 +79,12 @@ class Prepared:
         return joint_digest([sample_digest(read_raw(self.samples, index)[0]) for index in self.indices])
 
 
-def arrays(prepared: Prepared, *, progress: Progress = silent) -> tuple[Arrays, Array]:
-    """Return all feeds stacked (samples first) and all targets as one array.
+def arrays(prepared: Prepared, *, progress: Progress = silent) -> tuple[Arrays, Array | None]:
+    """Return all feeds stacked (samples first) and all targets as one array, None where no sample has one.
 
     What would take more than 40 % of the free memory is kept in an unnamed temporary file and mapped.
-    Raises DataError for an empty set or targets that are not numbers of one shape, NoSpace when the disk is full.
+    Raises DataError for an empty set, for targets that are not numbers of one shape or that only some samples have,
+    NoSpace when the disk is full.
     """
     if not len(prepared):
         raise DataError("no samples to train on")
@@ -105,15 +106,26 @@ def arrays(prepared: Prepared, *, progress: Progress = silent) -> tuple[Arrays, 
     return stacked, _target_array(targets)
 
 
-def _target_array(targets: list[Any]) -> Array:
+def _target_array(targets: list[Any]) -> Array | None:
     import numpy as np
 
+    missing = [position for position, target in enumerate(targets) if target is None]
+    if len(missing) == len(targets):
+        return None
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(targets)} training samples have no label, first sample {missing[0]}",
+            next_step="give all of them labels, or none",
+        )
     try:
         found = np.asarray(targets)
     except (ValueError, TypeError) as error:
         raise DataError(f"the targets do not stack into one array: {error}") from error
     if found.dtype.kind not in "biuf":
-        raise DataError(f"the targets have dtype {found.dtype}, expected numbers to train on")
+        raise DataError(
+            f"the targets have dtype {found.dtype}, expected numbers to train on",
+            next_step="give numbers, or None in place of every target: then there are no labels",
+        )
     return found
 
 

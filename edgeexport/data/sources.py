@@ -212,6 +212,9 @@ def class_names(recipe: Recipe) -> tuple[str, ...]:
             return named[0].classes
         if not isinstance(reference, str | Path):
             return tuple(str(item) for item in getattr(reference, "classes", ()))
-        if not str(reference).endswith(".npz"):
-            return tuple(getattr(_open_path(recipe.resolve(str(reference)), recipe, labelled=True), "classes", ()))
+        if str(reference).endswith(".npz"):
+            continue
+        samples = _open_path(recipe.resolve(str(reference)), recipe, labelled=False)
+        if isinstance(samples, Pictures) and samples.classes:
+            return samples.classes
     return ()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.errors import DataError
+from edgeexport.errors import DataError, Unlabelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ class Table:
         self.classes = tuple(classes)
         inputs, self.labels = _roles(arrays, origin=origin)
         if labelled and self.labels is None:
-            raise DataError(f"{origin}: has no labels", next_step="name the array of labels " + " or ".join(LABELS))
+            raise Unlabelled(f"{origin}: has no labels", next_step="name the array of labels " + " or ".join(LABELS))
         lengths = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
         if self.labels is not None:
             lengths["labels"] = len(self.labels) if self.labels.ndim else 0

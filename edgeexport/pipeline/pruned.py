@@ -67,9 +67,11 @@ def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: 
     if planned.record.slower:
         return given_up(at.name, last, reason=f"not retrained: {planned.record.slower}", notes=notes)
     try:
-        return replace(_retrained(road, at, plan=planned.record.plan, last=last, source=source), notes=notes)
+        made = _retrained(road, at, plan=planned.record.plan, last=last, source=source)
     except StepFailed as error:
         return given_up(at.name, last, reason=why(error), notes=notes)
+    alone = road.taught_alone if at.step.distil and at.step.training.asked else ()
+    return replace(made, notes=(*notes, *alone))
 
 
 def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, source: TorchRung) -> TorchRung:
@@ -93,6 +95,7 @@ def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, sou
     key = {
         "training": msgspec.to_builtins(step.training),
         "distil": step.distil,
+        "answers": road.answers,
         "plan": digest(plan),
         "from": torch_rungs.stage_key(last),
         "source": torch_rungs.stage_key(source),
@@ -123,7 +126,7 @@ def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPl
         "judge": at.place.judge() if at.step.speedup is not None else None,
         **training_key(at.step.training, road.recipe, workspace=road.workspace),
         **road.data_key("calibration"),
-        "gradients": road.data_key("train") if at.step.criterion == "taylor" else None,
+        "gradients": [road.data_key("train"), road.answers] if at.step.criterion == "taylor" else None,
     }
     stage = road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound)
     # Under `torchrun` others may be about to read it.

@@ -21,7 +21,7 @@ from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibrated
 from edgeexport.pipeline.reweighting import Way, static_int8
 from edgeexport.pipeline.road import training_key
 from edgeexport.pipeline.spine import SPINE
-from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.pipeline.torch_rungs import TorchRung, training_data
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.recipe import Quantize, teaches
@@ -33,11 +33,8 @@ if TYPE_CHECKING:
     from edgeexport.quantization.qat import Lesson
     from edgeexport.records.plan import QuantizationPlan
     from edgeexport.records.ranges import Ranges
-    from edgeexport.training import TrainingData
 
 NAME = "qat"
-# Metrics of outputs that are no class logits.
-_VALUES = ("mse", "mae", "cosine")
 
 
 def may_train(lane: Lane, step: Quantize) -> bool:
@@ -138,12 +135,13 @@ def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
         out = folder / SPINE
         lesson = _lesson(lane, job.step, form=job.form, state=road.workspace.unfinished(NAME, key=key))
         plan = job.plan()
-        found = train_quantized(path, plan, data=_data(lane, rung), out=out, lesson=lesson, progress=road.detail)
+        samples = training_data(road, rung.spine.record.signature)
+        found = train_quantized(path, plan, data=samples, out=out, lesson=lesson, progress=road.detail)
         artifact = Artifact(
             SPINE, "onnx", file_digest(out), out.stat().st_size, rung.spine.record.artifact.digest, NAME
         )
         steps = f"trained for its integers: {found.record.epochs:g} epochs, {found.record.steps} steps"
-        return Refined(artifact, found.plan, (steps, found.agreement))
+        return Refined(artifact, found.plan, (steps, *road.taught_alone, found.agreement))
 
     key = {
         **job.key,
@@ -179,17 +177,7 @@ def _lesson(lane: Lane, step: Quantize, *, form: Any, state: Path) -> Lesson:
 
 def _is_classes(lane: Lane) -> bool:
     """Whether outputs are class logits: what the metric takes them for."""
-    metric = lane.road.recipe.data.metric
-    return not (isinstance(metric, str) and metric.partition(":")[0] in _VALUES)
-
-
-def _data(lane: Lane, rung: TorchRung) -> TrainingData:
-    from edgeexport import data
-    from edgeexport.training import TrainingData
-
-    road = lane.road
-    inputs, labels = data.arrays(road.prepared("train", rung.spine.record.signature), progress=road.detail)
-    return TrainingData(tuple(inputs.values()), labels, folder=road.recipe.folder)
+    return lane.road.answers in {None, "classes"}
 
 
 def _before(rung: TorchRung, start: TorchRung) -> tuple[Artifact, ...]:

@@ -24,6 +24,7 @@ from edgeexport.pipeline.live import attach, detach, is_live
 from edgeexport.progress import Progress, details
 from edgeexport.records.artifact import Signature, TensorSpec
 from edgeexport.records.base import digest
+from edgeexport.records.labels import Answers, answers_of
 from edgeexport.records.recipe import Inputs, ModelSpec, Preprocess, Recipe, input_shapes, input_types
 from edgeexport.records.splits import SplitIndices, SplitName
 from edgeexport.records.stages import ExternalFiles
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from edgeexport.runtimes.protocol import Feeds
 
 PARITY_SAMPLES = 8
+ALONE = "taught by the teacher alone: the training samples have no labels"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Road:
         """What the samples of a split and their preprocessing add to a key."""
         return {"splits": self.splits_key, "split": split, "preprocess": msgspec.to_builtins(self.preprocess)}
 
+    @property
+    def answers(self) -> Answers | None:
+        """What the recipe's metric takes the model's outputs for."""
+        return answers_of(self.recipe.data.metric)
+
+    @property
+    def taught_alone(self) -> tuple[str, ...]:
+        """What a row says of a training by a teacher whose samples have no labels; nothing where they have some."""
+        return (ALONE,) if self.splits.train.unlabelled else ()
+
     def parity_feeds(self, signature: Signature) -> Iterator[Feeds]:
         """Yield a few real inputs, batch 1, from the calibration split: what numbers are compared on."""
         prepared = self.prepared("calibration", signature)
@@ -77,7 +89,7 @@ class Road:
 
 
 def open_road(recipe: Recipe, workspace: Workspace, *, progress: Progress) -> Road:
-    """Split the samples (or find them split already) and return the road."""
+    """Split the samples (or find them split already) and return the road. Raises DataError for missing labels too."""
     recipe, live = detach(recipe)
     key = {"data": data.data_identity(recipe, digest=workspace.digest), "versions": versions("numpy", "pillow")}
 
@@ -86,6 +98,7 @@ def open_road(recipe: Recipe, workspace: Workspace, *, progress: Progress) -> Ro
         return data.splits(recipe, progress=details(progress))
 
     stage = workspace.stage("splits", key=key, make=make, kind=SplitIndices)
+    data.check_labels(recipe, stage.record)  # whenever it runs: who needs labels is not in the key
     return Road(recipe, workspace, progress, stage.record, stage.key, data.resolve_preprocess(recipe), live)
 
 

@@ -21,7 +21,7 @@ from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
 from edgeexport.pipeline.road import Road, declared_signature, model_key, training_key
 from edgeexport.pipeline.spine import export_spine, onnx_spine
-from edgeexport.records.artifact import Artifact, TorchWeights
+from edgeexport.records.artifact import Artifact, Signature, TorchWeights
 from edgeexport.records.base import digest, file_digest, from_json
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import AUTO, Distill, ModelSpec, Prune, Quantize, Recipe, Step, Train
@@ -189,7 +189,8 @@ def _taught(road: Road, step: Distill, *, pupil: _Pupil, last: TorchRung, source
 
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
     with attempted():
-        return replace(rung_of(road, "distilled", weights=weights, source=source), notes=pupil.notes)
+        rung = rung_of(road, "distilled", weights=weights, source=source)
+    return replace(rung, notes=(*pupil.notes, *road.taught_alone))
 
 
 def _lesson_key(road: Road, step: Distill, *, source: TorchRung) -> dict[str, Any]:
@@ -198,6 +199,7 @@ def _lesson_key(road: Road, step: Distill, *, source: TorchRung) -> dict[str, An
     return {
         "step": {name: value for name, value in msgspec.to_builtins(lesson).items() if name not in CHOOSING},
         "teacher": model_key(step.teacher, recipe, workspace=road.workspace) if step.teacher else stage_key(source),
+        "answers": road.answers,
         **training_key(step.training, recipe, workspace=road.workspace),
         **road.data_key("train"),
     }
@@ -336,13 +338,13 @@ def _fit(road: Road, module: nn.Module, *, settings: Training, state: Path) -> N
     train(module, training_data(road), loss=loss, settings=settings, progress=road.detail, state=state)
 
 
-def training_data(road: Road) -> TrainingData:
-    """Return the training split in memory."""
+def training_data(road: Road, signature: Signature | None = None) -> TrainingData:
+    """Return the training split in memory. signature: of what is fed with it; the recipe's network when left out."""
     from edgeexport.training import TrainingData
 
-    prepared = road.prepared("train", declared_signature(road.recipe.model.inputs))
+    prepared = road.prepared("train", signature or declared_signature(road.recipe.model.inputs))
     inputs, labels = data.arrays(prepared, progress=road.detail)
-    return TrainingData(tuple(inputs.values()), labels, folder=road.recipe.folder)
+    return TrainingData(tuple(inputs.values()), labels, folder=road.recipe.folder, answers=road.answers)
 
 
 def rung_of(road: Road, name: str, *, weights: Stage[TorchWeights], source: TorchRung | None) -> TorchRung:

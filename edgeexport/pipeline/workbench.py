@@ -82,11 +82,12 @@ class Workbench:
         if self.step.criterion != "taylor":
             return {}
         from edgeexport.compression.criteria import gradient_batches, taylor_scores
-        from edgeexport.training import resolve_loss
+        from edgeexport.training import hard_loss
 
         settings, data = self.step.training, training_data(self.road)
         batches = gradient_batches(data, settings, count=GRADIENT_BATCHES)
-        return taylor_scores(module, batches, loss=resolve_loss(settings.loss, data.folder))
+        loss = hard_loss(data, settings, soft_share=0.0, answers=data.answers)
+        return taylor_scores(module, batches, loss=loss, classes=data.answers in {None, "classes"})
 
     def built(self, module: nn.Module, plan: PruningPlan, *, feeds: Sequence[Feeds], name: str = "after") -> Subject:
         """Return the network as planned, not trained, in the form that ships. Raises ModelError, ConverterFailed."""

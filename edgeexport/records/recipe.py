@@ -192,12 +192,14 @@ PLAN_SUFFIX = ".json"
 class Distill(Record, tag_field="do", tag="distill"):
     """Train `student` (a ModelSpec; the present model when left out) on the outputs of `teacher` (default: the source).
 
-    The loss is `soft_share` x the method's + the rest on the labels, if there are any. method: "logits" is the KL at
-    `temperature` (Hinton 2015); "dkd" parts it into the target and the others, which count `beta` times (Zhao 2022);
-    "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add `feature_weight` x what pairs of `layers` (student's name
-    = teacher's; matched by resolution or depth when left out) differ in; "cosine" and "mse" compare embeddings.
-    Further outputs that both have in one shape, lists of them in one length, are compared by relative squared
-    difference, which counts `further_weight` times (0: not at all). The teacher may be an .onnx file.
+    The loss is `soft_share` x the method's + the rest on the labels, if there are any; a loss or share that is named
+    needs them. method: "logits" is the KL at `temperature` (Hinton 2015); "dkd" parts it into the target and the
+    others, which count `beta` times (Zhao 2022); "hint" (Romero 2015) and "attention" (Zagoruyko 2017) add
+    `feature_weight` x what pairs of `layers` (student's name = teacher's; matched by resolution or depth when left out)
+    differ in; "cosine" and "mse" compare embeddings. In place of the KL stand the cosine under the metric "cosine", the
+    squared difference under "mse" and "mae"; labels count there by a named loss alone. Further outputs that both have
+    in one shape, lists of them in one length, are compared by relative squared difference, which counts
+    `further_weight` times (0: not at all). The teacher may be an .onnx file.
     student = "auto": cut from the present model, by each of `mixes`, for goals as in `prune`; the fastest by
     measurement is trained, even where it misses a goal, which a note then tells. `locked`, `round_to`: as in `prune`.
     A path that ends in .json: the pruning plan that cuts it.

@@ -13,12 +13,13 @@ SourceName = Literal["train", "evaluate", "pool", "calibration"]
 class Split(Record):
     """Samples with one purpose: the `data` source they come from, their positions in it, and their common digest.
 
-    digest: `sha256:...` over the digests of the samples, in this order.
+    digest: `sha256:...` over the digests of the samples, in this order. unlabelled: how many have no label (None).
     """
 
     source: SourceName
     indices: tuple[int, ...]
     digest: str
+    unlabelled: int = 0
 
 
 class SplitIndices(Record):

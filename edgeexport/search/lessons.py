@@ -117,6 +117,7 @@ def _effort(ground: Ground, entrant: Entrant, *, students: int, minutes: float) 
         "students": students,
         "step": msgspec.to_builtins(msgspec.structs.replace(step, student=None, teacher=None)),
         "plan": digest(entrant.student.plan),
+        "answers": road.answers,
         "from": [stage_key(ground.last), stage_key(ground.source)],
         "teacher": step.teacher and model_key(step.teacher, road.recipe, workspace=road.workspace),
         **training_key(step.training, road.recipe, workspace=road.workspace),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeexport.training.augment import Augment, crop_flip, resolve_augment
 from edgeexport.training.distillation import distillation_loss, soft_loss
-from edgeexport.training.losses import CLASS_LOSSES, Loss, first_output, forward, resolve_loss
+from edgeexport.training.losses import CLASS_LOSSES, Loss, first_output, forward, hard_loss, resolve_loss
 from edgeexport.training.optimizers import one_cycle
 from edgeexport.training.samples import Batch, TrainingData
 from edgeexport.training.timing import StepTimes
@@ -21,6 +21,7 @@ __all__ = [
     "distillation_loss",
     "first_output",
     "forward",
+    "hard_loss",
     "one_cycle",
     "resolve_augment",
     "resolve_loss",

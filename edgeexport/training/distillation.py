@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeexport import ranks
 from edgeexport.errors import ModelError
-from edgeexport.training.losses import At, Loss, Place, first_output, forward, outputs_by_place, widened
+from edgeexport.training.losses import (
+    At,
+    Loss,
+    Place,
+    check_classes,
+    first_output,
+    forward,
+    outputs_by_place,
+    widened,
+)
 from edgeexport.training.samples import Batch
 from edgeexport.training.stepping import fed
 
@@ -162,7 +171,8 @@ def decoupled(temperature: float, *, beta: float) -> Soft:
     """Return decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679) of logits (n, classes, ...).
 
     temperature^2 x (KL of target against all others + `beta` x KL among the others). The target is the label; without
-    class labels, the teacher's first choice. Raises ModelError for outputs that are no logits of at least two classes.
+    class labels, the teacher's first choice. Raises ModelError for outputs that are no logits of at least two classes,
+    DataError for a label that is none of them.
     """
 
     def soft(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
@@ -174,6 +184,8 @@ def decoupled(temperature: float, *, beta: float) -> Soft:
         target = wanted.argmax(1)
         labels = batch.labels
         if labels is not None and not labels.is_floating_point() and labels.numel() == target.numel():
+            if batch.unchecked is not None:
+                check_classes("dkd", tuple(given.shape), labels=batch.unchecked)
             target = labels.reshape(target.shape).long()
         return _decoupled(given, wanted, target=target, temperature=temperature, beta=beta)
 
@@ -208,6 +220,11 @@ def cosine(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.
     from torch.nn import functional
 
     return 1 - functional.cosine_similarity(given, wanted, dim=-1).mean()
+
+
+def directions(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:
+    """Return the loss between embeddings by default: `cosine`, and `squared` for outputs of any other shape."""
+    return (cosine if given.ndim in {2, 3} else squared)(given, wanted, batch=batch)
 
 
 def squared(given: torch.Tensor, wanted: torch.Tensor, *, batch: Batch) -> torch.Tensor:  # noqa: ARG001 # a Soft

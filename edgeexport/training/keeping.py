@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.errors import DataError
@@ -59,7 +59,7 @@ def part_of(data: TrainingData, chosen: Any) -> TrainingData:
     """Return some of the samples. chosen: a mask or a slice."""
     inputs = tuple(array[chosen] for array in data.arrays)
     labels = None if data.labels is None else data.labels[chosen]
-    return TrainingData(inputs, labels, augment=data.augment, folder=data.folder)
+    return replace(data, inputs=inputs, labels=labels)
 
 
 def tensors_of(module: torch.nn.Module) -> Tensors:

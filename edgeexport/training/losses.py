@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from edgeexport.data import UserCode, resolve_reference
 from edgeexport.data.userfunction import UserFunction
 from edgeexport.errors import DataError, ModelError, RecipeError, RequestError
-from edgeexport.training.samples import Batch
+from edgeexport.records.labels import Answers, learns_labels
+from edgeexport.records.training import Training
+from edgeexport.training.samples import Batch, TrainingData
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +148,16 @@ def widened(values: torch.Tensor) -> torch.Tensor:
     return values.float() if values.is_floating_point() and values.itemsize < 4 else values
 
 
+def hard_loss(data: TrainingData, settings: Training, *, soft_share: float, answers: Answers | None) -> Loss | None:
+    """Return the loss on labels beside a teacher; None where there are no labels or none are to be learnt.
+
+    See `learns_labels`. answers: what the outputs are.
+    """
+    if data.labels is None or not learns_labels(settings.loss, soft_share=soft_share, answers=answers):
+        return None
+    return resolve_loss(settings.loss, data.folder)
+
+
 Check: TypeAlias = "Callable[[tuple[int, ...], np.ndarray], None]"
 
 
@@ -171,7 +183,7 @@ class LabelLoss:
         return self.function(values, batch.labels)
 
 
-def _check_classes(name: str, output: tuple[int, ...], *, labels: np.ndarray) -> None:
+def check_classes(name: str, output: tuple[int, ...], *, labels: np.ndarray) -> None:
     """Refuse what are no indices of the output's classes. Floats of the output's shape are probabilities of classes."""
     import numpy as np
 
@@ -192,7 +204,7 @@ def _check_classes(name: str, output: tuple[int, ...], *, labels: np.ndarray) ->
 
 
 def _check_labels(name: str) -> Check:
-    return lambda output, labels: _check_classes(name, output, labels=labels)
+    return lambda output, labels: check_classes(name, output, labels=labels)
 
 
 def _check_targets(name: str) -> Check:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeexport.errors import DataError
+from edgeexport.records.labels import Answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,13 +24,15 @@ class TrainingData:
 
     inputs: one array, or one array per model input in order; samples on the first axis. labels: classes, float
     targets, or None. augment: (batch of the first input, generator) -> batch; it stands before `settings.augment`.
-    folder: where "module:function" references of the settings are looked up.
+    folder: where "module:function" references of the settings are looked up. answers: what the network's outputs are,
+    which decides how they are compared with a teacher's where nothing else does; None: the loss tells.
     """
 
     inputs: np.ndarray | tuple[np.ndarray, ...]
     labels: np.ndarray | None = None
     augment: Augment | None = None
     folder: str = "."
+    answers: Answers | None = None
 
     def __post_init__(self) -> None:
         named = [("inputs", array) for array in self.arrays]

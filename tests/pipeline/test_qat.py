@@ -12,7 +12,7 @@ import numpy as np
 
 def _noise(seed, count):
     pictures = np.random.default_rng(seed).standard_normal((count, 1, 8, 8)).astype(np.float32)
-    return [(picture, 0) for picture in pictures]
+    return [(picture, None) for picture in pictures]
 
 
 def train():

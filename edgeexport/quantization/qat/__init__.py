@@ -21,6 +21,7 @@ from edgeexport.quantization.integer import quantize_static_encoder
 from edgeexport.quantization.qat.twin import Twin, encoder_twin, qdq_twin
 from edgeexport.quantization.qdq import quantize
 from edgeexport.records.base import file_digest
+from edgeexport.records.labels import Answers
 from edgeexport.records.plan import QuantizationPlan
 from edgeexport.records.training import Training, TrainingRecord, Tuning
 
@@ -154,11 +155,10 @@ def twin_of(model_path: Path, plan: QuantizationPlan, *, form: Form, int8: Path)
 
 
 def _loss(lesson: Lesson, data: TrainingData, *, teacher: Path) -> Loss:
-    from edgeexport.training import CLASS_LOSSES, distillation_loss, resolve_loss
+    from edgeexport.training import distillation_loss, hard_loss
 
-    name = lesson.training.loss
-    of_others = not lesson.classes and name in CLASS_LOSSES  # the default, for labels that are no classes
-    hard = None if data.labels is None or of_others else resolve_loss(name, data.folder)
+    answers: Answers = "classes" if lesson.classes else "values"
+    hard = hard_loss(data, lesson.training, soft_share=SOFT_SHARE, answers=answers)
     frozen = graph.lift(graph.load(teacher)).requires_grad_(requires_grad=False)
     return distillation_loss(frozen, temperature=TEMPERATURE, soft_share=SOFT_SHARE, hard=hard, classes=lesson.classes)
 
