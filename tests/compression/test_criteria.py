@@ -72,6 +72,15 @@ def test_taylor_is_the_squared_change_of_the_loss_to_first_order():
     assert found[7] == pytest.approx(((losses[0] - losses[1]) / 1e-3) ** 2, rel=0.05)
 
 
+def test_without_classes_taylor_asks_for_the_size_of_the_outputs():
+    module = two_layers()
+    (batch,) = gradient_batches(TrainingData(ROWS[:16]), Training(batch_size=16), count=1)
+    scores = taylor_scores(module, [batch], loss=None, classes=False)["0"]
+    weight = module[0].weight
+    (gradient,) = torch.autograd.grad(module(*batch.inputs).square().mean(), [weight])
+    assert scores == pytest.approx((gradient * weight).sum(1).square().detach().numpy(), rel=1e-4)
+
+
 def test_taking_gradients_leaves_the_network_as_it_was():
     module = two_layers().train()
     module[0].weight.requires_grad_(False)

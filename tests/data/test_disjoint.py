@@ -7,12 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeexport.data import open_samples, open_split, read_raw, sample_digest, splits
+from edgeexport.data import check_labels, class_names, open_samples, open_split, read_raw, sample_digest, splits
 from edgeexport.errors import DataError, RecipeError
 from edgeexport.records.base import from_json, to_json
-from edgeexport.records.recipe import Recipe
+from edgeexport.records.recipe import DataSpec, Distill, ModelSpec, Recipe, Train
 from edgeexport.records.splits import SplitIndices
-from tests.data.conftest import MakeRecipe, pictures, signature, write_zip
+from tests.data.conftest import MakeRecipe, picture, pictures, signature, write_zip
 
 Rows = list[tuple[Any, int]]
 
@@ -211,6 +211,65 @@ def test_a_label_free_metric_needs_no_labels(recipe: MakeRecipe, tmp_path: Path)
         splits(recipe(pool=str(tmp_path / "plain.npz"), metric="top1"))
     free = recipe(pool=str(tmp_path / "plain.npz"), metric="cosine")
     assert sum(splits(free).counts().values()) >= 20
+
+
+def lesson(data: dict[str, Any], tmp_path: Path, *, step: Train | Distill) -> Recipe:
+    """A recipe with a step of training."""
+    model = ModelSpec(factory="models:net", inputs={"x": (1, 3)})
+    return Recipe(model=model, data=DataSpec(**data), step=(step,), folder=str(tmp_path))
+
+
+def test_files_without_labels_train_under_a_teacher_and_are_refused_by_what_learns_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=np.arange(60, dtype=np.float32).reshape(20, 3))
+    data = {"train": "plain.npz", "pool": rows(*range(100, 150)), "metric": "top1"}
+    found = splits(lesson(data, tmp_path, step=Distill()))
+    assert (found.train.unlabelled, found.selection.unlabelled) == (20, 0)
+    with pytest.raises(DataError, match=r"step 1 `train` learns labels by .*plain\.npz: has no labels") as raised:
+        splits(lesson(data, tmp_path, step=Train()))
+    assert "give every training sample its label (name the array of labels" in raised.value.next_step
+
+
+def test_pictures_in_no_class_folder_train_under_a_teacher(tmp_path: Path) -> None:
+    bare = {f"{number:02}.png": content for number, content in enumerate(pictures("a", range(10)).values())}
+    write_zip(tmp_path / "a.zip", bare)
+    write_zip(tmp_path / "b.zip", pictures("b", range(20, 30)))
+    data = {"train": "a.zip", "evaluate": "b.zip", "metric": "agreement"}
+    chosen = lesson(data, tmp_path, step=Distill())
+    found = splits(chosen)
+    assert found.train.unlabelled == 9
+    assert class_names(chosen) == ("cat", "dog")
+    check_labels(chosen, found)
+    with pytest.raises(DataError, match=r"step 1 `train` learns labels by .*00\.png has no label"):
+        splits(lesson(data, tmp_path, step=Train()))
+
+
+def test_pictures_of_which_some_have_labels_are_refused_by_name(tmp_path: Path) -> None:
+    write_zip(tmp_path / "a.zip", {**pictures("a", range(10)), "stray.png": picture(77)})
+    data = {"train": "a.zip", "pool": rows(*range(100, 150)), "metric": "agreement"}
+    chosen = lesson(data, tmp_path, step=Distill())
+    with pytest.raises(DataError, match=r"1 of 11 training samples \(`data.train`\) have no label, first .*stray\.png"):
+        check_labels(chosen, splits(chosen))
+
+
+def test_a_metric_of_the_users_may_take_samples_without_labels(recipe: MakeRecipe) -> None:
+    bare = [(inputs, None) for inputs, _ in rows(*range(60))]
+    for metric in ("metrics:own", "top1"):
+        chosen = recipe(pool=bare, metric=metric)
+        found = splits(chosen)
+        if metric == "metrics:own":
+            check_labels(chosen, found)
+            continue
+        with pytest.raises(DataError, match="the metric 'top1' judges by labels, and 12 of 12 selection samples"):
+            check_labels(chosen, found)
+
+
+def test_what_each_metric_takes_outputs_for_is_known() -> None:
+    from edgeexport.records.labels import answers_of
+    from edgeexport.validation.metrics import METRICS
+
+    assert all(answers_of(f"{name}:output") is not None for name in METRICS)
+    assert {name for name in METRICS if answers_of(name) == "classes"} >= {n for n, m in METRICS.items() if m.classes}
+    assert answers_of("metrics:own") is None
 
 
 def test_the_label_free_metrics_are_those_that_say_so() -> None:

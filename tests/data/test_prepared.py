@@ -39,6 +39,7 @@ def test_arrays_are_stacked_in_memory_or_mapped(monkeypatch: pytest.MonkeyPatch,
     stacked, targets = arrays(Prepared(ROWS, (6, 0, 3), None, signature("batch", 2)))
     assert isinstance(stacked["x"], np.memmap) == (free == 1)
     assert stacked["x"].tolist() == [[6, 6], [0, 0], [3, 3]]
+    assert targets is not None
     assert targets.tolist() == [6, 0, 3]
 
 
@@ -50,6 +51,13 @@ def test_free_memory_is_told() -> None:
 def test_what_cannot_be_trained_on_is_refused(rows: list[object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         arrays(Prepared(rows, tuple(range(len(rows))), None, signature("batch", 2)))  # type: ignore[arg-type]
+
+
+def test_samples_without_targets_have_none_and_some_without_are_counted() -> None:
+    bare = [(inputs, None) for inputs, _ in ROWS]
+    assert arrays(Prepared(bare, (0, 1, 2), None, signature("batch", 2)))[1] is None
+    with pytest.raises(DataError, match="2 of 4 training samples have no label, first sample 1"):
+        arrays(Prepared([*ROWS, *bare], (0, 7, 1, 8), None, signature("batch", 2)))
 
 
 def test_samples_of_unlike_shape_do_not_stack() -> None:
@@ -64,4 +72,5 @@ def test_the_digits_come_out_as_the_set_prepares_them(recipe: MakeRecipe) -> Non
     stacked, targets = arrays(prepared)
     assert stacked["x"].shape[1:] == (1, 8, 8)
     assert stacked["x"].max() == 1.0
+    assert targets is not None
     assert set(targets.tolist()) == set(range(10))
