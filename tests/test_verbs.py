@@ -119,6 +119,16 @@ def test_weights_are_trained_for_their_integers(files):
     assert near.holds, near.reason
 
 
+def test_labels_of_values_are_no_classes_to_train_for(files):
+    folder, ranges, plain = files
+    pictures = Samples(16, seed=5).pictures
+    data = edgeexport.TrainingData(pictures, np.full(16, 9), answers="values")
+    step = edgeexport.Quantize(training=edgeexport.Tuning(steps=1, batch_size=16))
+    out = folder / "values.onnx"
+    plan = edgeexport.qat(folder / "fp32.onnx", ranges, data=data, target="linux-x86_64-vnni", out=out, step=step)
+    assert plan.activations.keys() == plain.activations.keys()
+
+
 def test_a_converted_int8_file_runs_in_its_runtime(files):
     need("litert")
     folder, ranges, _ = files

@@ -110,10 +110,7 @@ def test_whoever_has_a_teacher_learns_without_labels_and_says_so(desk):
     [
         ([TRAIN], "step 1 `train` learns labels by the loss 'cross_entropy'"),
         ([DISTIL.replace("steps = 6", 'loss = "mse"')], "step 1 `distill` learns labels by the loss 'mse'"),
-        (
-            [PRUNE, DISTIL + "soft_share = 0.5"],
-            "step 2 `distill` learns labels by the loss 'cross_entropy', soft_share",
-        ),
+        ([PRUNE, DISTIL + "soft_share = 0.5"], "step 2 `distill` learns labels by the loss 'cross_entropy', soft_"),
         ([PRUNE + "distil = false"], "step 1 `prune` learns labels by the loss 'cross_entropy'"),
         ([PRUNE.replace("steps = 2", 'loss = "bce"')], "step 1 `prune` learns labels by the loss 'bce'"),
         ([QUANTIZE.replace("steps = 2", 'loss = "mse"')], "step 1 `quantize` learns labels by the loss 'mse'"),
@@ -168,7 +165,7 @@ def net():
 
 
 def test_embeddings_are_taught_by_their_cosine_where_the_metric_is_one(desk, monkeypatch):
-    ask(desk, DISTIL, PRUNE, sources=SOURCES.replace("top1", "cosine"))
+    ask(desk, DISTIL, PRUNE + 'criterion = "taylor"', sources=SOURCES.replace("top1", "cosine"))
     desk.write("models.py", ENCODER)
     asked, plain = [], distillation.cosine
 
