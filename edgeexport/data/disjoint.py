@@ -127,8 +127,9 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and str(one) == str(other))
 
 
-def _demand(name: SourceName, data: DataSpec, recipe: Recipe) -> Demand | None:
+def _demand(name: SourceName, recipe: Recipe) -> Demand | None:
     """Who needs labels of a source: a step that is taught by it, or the metric that judges on it; None: nobody."""
+    data = _check(recipe.data)
     rest: SourceName = "pool" if data.pool is not None else "calibration"
     taught: SourceName = "train" if data.train is not None else rest
     judged = {"pool"} if data.pool is not None else {taught, "evaluate"}
@@ -138,10 +139,9 @@ def _demand(name: SourceName, data: DataSpec, recipe: Recipe) -> Demand | None:
 
 def _open(name: SourceName, recipe: Recipe) -> Samples:
     """Open a source of the recipe; where labels are missing, say who needs them."""
-    data = _check(recipe.data)
-    demand = _demand(name, data, recipe)
+    demand = _demand(name, recipe)
     try:
-        return open_samples(getattr(data, name), recipe, labelled=demand is not None)
+        return open_samples(getattr(_check(recipe.data), name), recipe, labelled=demand is not None)
     except Unlabelled as error:
         if demand is None:
             raise
