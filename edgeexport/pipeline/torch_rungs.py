@@ -157,7 +157,8 @@ def distilled(
 
     Raises StepFailed for a training that diverges, and a student that cannot be exported or run.
     """
-    return _taught(road, step, pupil=_pupil(road, step, last=last, source=source, place=place), last=last, source=source)
+    pupil = _pupil(road, step, last=last, source=source, place=place)
+    return _taught(road, step, pupil=pupil, last=last, source=source)
 
 
 def _distilled(
