@@ -9,9 +9,11 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from edgeexport.compression.macs import is_weighted, tensors
 from edgeexport.compression.price import Price, widths_of
@@ -46,15 +48,21 @@ class Grid:
         return [(inputs, outputs) for inputs in self.inputs for outputs in self.outputs]
 
 
-def layer_shapes(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> dict[str, tuple[LayerShape, ...]]:
-    """Return for each convolution and linear layer the shapes it is applied at, one for each call."""
+def layer_shapes(
+    module: torch.nn.Module, example: Mapping[str, np.ndarray], *, floats: Collection[str] = ()
+) -> dict[str, tuple[LayerShape, ...]]:
+    """Return for each convolution and linear layer the shapes it is applied at, one for each call.
+
+    floats: the layers that are left in float where others are int8.
+    """
     import torch
 
     found: dict[str, tuple[LayerShape, ...]] = {}
 
     def watch(name: str) -> Any:
         def hook(layer: Any, *flow: Any) -> None:
-            found[name] = (*found.get(name, ()), _shape(layer, flow[0][0].shape))
+            shape = msgspec.structs.replace(_shape(layer, flow[0][0].shape), in_float=name in floats)
+            found[name] = (*found.get(name, ()), shape)
 
         return hook
 
@@ -89,10 +97,12 @@ def grids(
     *,
     groups: Iterable[ChannelGroup],
     step: int,
+    floats: Collection[str] = (),
 ) -> list[Grid]:
     """Return what a plan may ask of a table: each shape with the widths that its layers may have.
 
-    groups: those that may be cut, each to multiples of `step` channels; other widths stay what they are.
+    groups: those that may be cut, each to multiples of `step` channels; other widths stay what they are. floats: as for
+    `layer_shapes`.
     """
     steps: dict[tuple[str, int], int] = {}
     for group in groups:
@@ -102,7 +112,7 @@ def grids(
                 key = (member.layer, 0 if member.side == "out" else 1)
                 steps[key] = unit * max(len(indices) for indices in member.indices)
     wanted: dict[LayerShape, tuple[set[int], set[int]]] = {}
-    for name, shapes in layer_shapes(module, example).items():
+    for name, shapes in layer_shapes(module, example, floats=floats).items():
         outputs, inputs = widths_of(module, name)
         for shape in shapes:
             both, whole = wanted.setdefault(shape, (set(), set())), _whole(shape, outputs=outputs, inputs=inputs)
@@ -159,14 +169,19 @@ def _between(grid: Sequence[int], width: int) -> tuple[int, int, float]:
 
 
 def latency_price(
-    module: torch.nn.Module, example: Mapping[str, np.ndarray], *, table: LatencyTable, total: float | None = None
+    module: torch.nn.Module,
+    example: Mapping[str, np.ndarray],
+    *,
+    table: LatencyTable,
+    total: float | None = None,
+    floats: Collection[str] = (),
 ) -> Price:
     """Return the price of time. total: what the whole network was measured to take, in the table's unit.
 
     What the table does not explain of it (additions, pooling, quantizing) is shared out by how much each layer writes,
     and falls with that; where the table explains too much, all its costs shrink alike.
     """
-    times, shapes = Times(table), layer_shapes(module, example)
+    times, shapes = Times(table), layer_shapes(module, example, floats=floats)
     widths = {name: widths_of(module, name) for name in shapes}
 
     @functools.cache

@@ -41,7 +41,9 @@ def sheet(layers: Sequence[Layer], *, apart: bool = False) -> tuple[ModelProto, 
     nodes, stored, made = [], [], []
     for index, layer in enumerate(layers):
         size = _input_size(layer)
-        source = f"in{index}" if apart else "x" + "x".join(map(str, size))
+        # Layers in float read nothing that is rounded for others.
+        kind = "float" if layer.shape.in_float else "x"
+        source = f"in{index}" if apart else kind + "x".join(map(str, size))
         if source not in feeds:
             feeds[source] = random.standard_normal(size).astype(np.float32)
         weights = random.standard_normal(_weight_size(layer)).astype(np.float32)

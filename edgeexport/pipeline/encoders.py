@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport import quantization, runtimes
+from edgeexport import quantization, ranks, runtimes
 from edgeexport.errors import DataError, DeviceError, EdgeExportError, ModelError
 from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibration_feeds
 from edgeexport.pipeline.timing import MODE, Ready, device_for, lasting, ratio
 from edgeexport.pipeline.torch_rungs import TorchRung
+from edgeexport.quantization import LinearForm
 from edgeexport.records.artifact import Artifact
 from edgeexport.records.base import file_digest
 from edgeexport.records.encoder import FormChoice, FormTrial
+from edgeexport.records.recipe import Quantize
 from edgeexport.records.stages import Quantized
 from edgeexport.records.target import computes_half
 from edgeexport.runtimes.protocol import Conversion
@@ -43,6 +45,21 @@ NORMALIZATION = "LayerNormalization"
 def is_encoder(rung: TorchRung) -> bool:
     """Whether a rung's spine normalizes over features, as transformers do: plain static int8 fails such networks."""
     return NORMALIZATION in rung.spine.record.operators
+
+
+def first_linear(lane: Lane, rung: TorchRung, *, step: Quantize) -> LinearForm | None:
+    """Return the form of linear layers that the ladder begins with; None where it begins with the static form of all.
+
+    An encoder that is trained for its integers in any case begins with the best static form of its linear layers.
+    """
+    if lane.target.runtime != RUNTIME or not is_encoder(rung):
+        return None
+    try:
+        trials = form_choice(lane, rung).record.trials
+    except (ModelError, DataError):
+        return None
+    able = trials if step.qat != "always" else [trial for trial in trials if trial.form == "static"]
+    return LinearForm(able[0].form, able[0].rewritings) if able else LinearForm("static")
 
 
 def linear_forms(lane: Lane, rung: TorchRung) -> Iterator[Form]:
@@ -130,7 +147,8 @@ def _by_time(lane: Lane, rung: TorchRung, *, made: Stage[FormChoice]) -> Stage[F
         "versions": versions(*PACKAGES),
     }
     stage = lane.road.workspace.stage("encoder times", key=key, make=make, kind=FormChoice)
-    if stage.record.untimed:
+    # Under `torchrun` others may be about to read it.
+    if stage.record.untimed and ranks.count() == 1:
         lane.road.workspace.forget(stage)
     return replace(stage, folder=made.folder)
 

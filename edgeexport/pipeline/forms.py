@@ -54,10 +54,18 @@ def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Sta
 
 
 def planned(lane: Lane, rung: TorchRung, *, choice: Static, ranges: Ranges) -> QuantizationPlan:
-    """Plan a rung's integers; front-ends of a logarithm, and heads that share a Concat but no range, stay in float."""
+    """Plan a rung's integers, with the nodes that static int8 leaves in float."""
     path = spine_path(rung)
-    kept = {**quantization.front_floats(path), **quantization.head_floats(path, ranges), **choice.keep_float}
+    kept = left_in_float(path, ranges, asked=choice.keep_float)
     return quantization.plan_quantization(path, ranges, numbers=lane.target.numbers(), keep_float=kept)
+
+
+def left_in_float(path: Path, ranges: Ranges, *, asked: Mapping[str, str]) -> dict[str, str]:
+    """Return what static int8 leaves in float, node -> reason: what is asked for, front-ends of a logarithm, heads.
+
+    Heads are those that share a Concat but no range.
+    """
+    return {**quantization.front_floats(path), **quantization.head_floats(path, ranges), **asked}
 
 
 def static_key(lane: Lane, *, choice: Static, ranges: Stage[Ranges], of: TorchRung) -> dict[str, Any]:

@@ -2,42 +2,43 @@
 
 The rule: a table is made from shapes and a target alone, is stored, and says how its figures are known. All layers of
 a sheet run in one process under onnxruntime's profiler; the least of several processes counts, since disturbances only
-add.
+add. No time is mixed with times of another hour as it is: what was timed before is carried over by its ratio to
+reference layers that run in every process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport import graph, quantization, runtimes
+from edgeexport import graph, runtimes
 from edgeexport.compression.latency import Grid, predicted_table
 from edgeexport.devices import emulated
 from edgeexport.devices.guest import root
-from edgeexport.errors import DeviceError, ModelError
+from edgeexport.errors import CorruptFile, DeviceError
 from edgeexport.graph import Layer
 from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.shipped import shipped
 from edgeexport.pipeline.timing import NO_DEVICE, device_for, lasting
 from edgeexport.progress import Progress, silent
-from edgeexport.records.base import file_digest
-from edgeexport.records.latency import LatencyTable, LayerCost, ShapeCosts
+from edgeexport.records.base import digest, from_json, to_json
+from edgeexport.records.latency import LatencyTable, LayerCost, LayerShape, ShapeCosts, TimedSheet
 from edgeexport.records.target import Target
-from edgeexport.runtimes.protocol import Conversion
 from edgeexport.validation.answers import ProfiledNode, read_nodes
 from edgeexport.validation.emulation import presets_for
 from edgeexport.validation.subjects import PLANS, Subject, prepared
-from edgeexport.workspace import Stage, versions
+from edgeexport.workspace import Stage, publish, versions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from edgeexport.devices.emulated import Emulated
     from edgeexport.devices.protocol import Device
+    from edgeexport.quantization import LinearForm
 
     FormName = Literal["int8", "fp32"]
 
@@ -50,21 +51,36 @@ SECONDS = 120.0
 WARM_UPS, REPEATS, COUNT_SECONDS = 3, 2, 600.0
 # A sheet holds so many layers at most, and so many numbers in their weights.
 MOST_LAYERS, MOST_WEIGHTS = 48, 16_000_000
+# In every sheet that is timed: their time together says how fast the machine was just then.
+REFERENCES = (
+    Layer(LayerShape("conv", (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)), 32, 32),
+    Layer(LayerShape("linear", (64,)), 128, 256),
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where, and in which form, a network is to be fast. device: as the user wants it."""
+    """Where, and in which form, a network is to be fast. device: as the user wants it.
+
+    keep_float: nodes that the recipe leaves in float. linear: the form of an encoder's linear layers; None for networks
+    that are static int8 throughout. Both from `fitted`.
+    """
 
     target: Target
     form: FormName
     device: str | None = None
+    keep_float: tuple[str, ...] = ()
+    linear: LinearForm | None = None
 
     def machine(self) -> tuple[Device | None, str]:
         """Return the device that may judge the target and can time single layers; else None and why not."""
         if self.target.runtime != RUNTIME:
             return None, f"{self.target.runtime} gives no times of single operators"
         return device_for(self.target, self.device)
+
+    def of_layers(self) -> Place:
+        """Return the place of single layers: without the names and the rewritings of a whole network."""
+        return replace(self, keep_float=(), linear=self.linear and self.linear._replace(rewritings=()))
 
     def judge(self) -> dict[str, Any] | str:
         """What decides figures of whole files: the lasting facts of the device that measures them, else why none may.
@@ -89,7 +105,7 @@ class Place:
         target = msgspec.to_builtins(self.target)
         return {
             "target": {name: value for name, value in target.items() if name not in {"title", "notes", "limits"}},
-            "form": self.form,
+            "form": [self.form, self.keep_float, self.linear],
             "device": lasting(machine.describe(self.target.runtime)) if machine else reason,
             "counted on": [counter.name, root.recipe()] if counter else None,
             "versions": versions("numpy", *runtimes.get(self.target.runtime).packages),
@@ -97,10 +113,15 @@ class Place:
 
 
 def layer_table(road: Road, place: Place, *, wanted: Sequence[Grid]) -> LatencyTable:
-    """Return the table of these shapes, made once for each workspace and machine."""
+    """Return the table of these shapes, made once for each workspace and machine.
+
+    A layer that was timed for another table of the same place is not timed again.
+    """
+    place = place.of_layers()
+    costs = road.workspace.unfinished("layer costs", key=place.key())
 
     def make(_: Path) -> LatencyTable:
-        return time_layers(place, wanted, progress=road.detail)
+        return time_layers(place, wanted, progress=road.detail, known=costs)
 
     key = {**place.key(), "wanted": [_grid_key(grid) for grid in wanted]}
     stage: Stage[LatencyTable] = road.workspace.stage("layer times", key=key, make=make, kind=LatencyTable)
@@ -111,9 +132,12 @@ def _grid_key(grid: Grid) -> list[Any]:
     return [msgspec.to_builtins(grid.shape), grid.inputs, grid.outputs]
 
 
-def time_layers(place: Place, wanted: Sequence[Grid], *, progress: Progress = silent) -> LatencyTable:
+def time_layers(
+    place: Place, wanted: Sequence[Grid], *, progress: Progress = silent, known: Path | None = None
+) -> LatencyTable:
     """Time every point of every grid on the device of `place`, or predict them where it cannot.
 
+    known: a folder of sheets of the same place that were timed before; those timed here are added.
     Raises DeviceError where the device does not answer, ModelError for a layer that the target's form cannot have.
     """
     machine, reason = place.machine()
@@ -122,10 +146,18 @@ def time_layers(place: Place, wanted: Sequence[Grid], *, progress: Progress = si
     if worker is None:
         return predicted_table(wanted, target=place.target.name, form=place.form, reason=reason)
     layers = [Layer(grid.shape, *point) for grid in wanted for point in grid.points]
-    costs: dict[Layer, float] = {}
-    for part in _sheets(layers):
-        progress(f"cost of {len(layers)} layers on {worker.name}", len(costs) / len(layers))
-        costs |= _counted(part, place, machine=counter) if counter else _timed(part, place, machine=worker)
+    stored = _stored(known)
+    have = {layer for sheet in stored for layer in _points(sheet)}
+    new = [layer for layer in layers if layer not in have]
+    # Where all is known, the references alone say how fast the machine is now.
+    parts = list(_sheets(new)) or ([[]] if machine else [])
+    fresh: list[TimedSheet] = []
+    for done, part in enumerate(parts):
+        progress(f"cost of {len(new)} layers on {worker.name}", done / len(parts))
+        fresh.append(_sheet(part, place, machine=machine, counter=counter))
+        if known is not None and part:
+            publish(known / f"{digest(fresh[-1]).removeprefix('sha256:')[:20]}.json", to_json(fresh[-1]))
+    costs = _carried(stored, fresh)
     facts = worker.describe(place.target.runtime)
     return LatencyTable(
         target=place.target.name,
@@ -141,7 +173,43 @@ def time_layers(place: Place, wanted: Sequence[Grid], *, progress: Progress = si
     )
 
 
-def _costs(grid: Grid, costs: dict[Layer, float]) -> ShapeCosts:
+def _stored(known: Path | None) -> list[TimedSheet]:
+    """Read the sheets that were timed before; a damaged one is forgotten, since it can be timed again."""
+    found = []
+    for path in sorted(known.glob("*.json")) if known is not None else ():
+        with contextlib.suppress(CorruptFile):
+            found.append(from_json(path.read_bytes(), TimedSheet, origin=str(path)))
+    return found
+
+
+def _sheet(layers: Sequence[Layer], place: Place, *, machine: Device | None, counter: Emulated | None) -> TimedSheet:
+    """Find what the layers of one sheet cost; where they are timed, the references in the same processes too."""
+    if machine is None:
+        assert counter is not None
+        return TimedSheet(_by_shape(_counted(layers, place, machine=counter)))
+    found = _timed(list(dict.fromkeys([*layers, *REFERENCES])), place, machine=machine)
+    return TimedSheet(_by_shape({layer: found[layer] for layer in layers}), sum(found[each] for each in REFERENCES))
+
+
+def _by_shape(costs: Mapping[Layer, float]) -> tuple[ShapeCosts, ...]:
+    points: dict[LayerShape, list[LayerCost]] = {}
+    for layer, cost in costs.items():
+        points.setdefault(layer.shape, []).append(LayerCost(layer.inputs, layer.outputs, cost))
+    return tuple(ShapeCosts(shape, tuple(each)) for shape, each in points.items())
+
+
+def _carried(stored: Sequence[TimedSheet], fresh: Sequence[TimedSheet]) -> dict[Layer, float]:
+    """Costs as of now: those of each sheet by its ratio to the references that were timed with it, and are now."""
+    now = min((sheet.reference for sheet in fresh), default=1.0)
+    each = [(sheet, _points(sheet)) for sheet in (*stored, *fresh)]
+    return {layer: cost * (now / sheet.reference) for sheet, points in each for layer, cost in points.items()}
+
+
+def _points(sheet: TimedSheet) -> dict[Layer, float]:
+    return {Layer(each.shape, at.inputs, at.outputs): at.cost for each in sheet.shapes for at in each.costs}
+
+
+def _costs(grid: Grid, costs: Mapping[Layer, float]) -> ShapeCosts:
     return ShapeCosts(grid.shape, tuple(LayerCost(*point, costs[Layer(grid.shape, *point)]) for point in grid.points))
 
 
@@ -160,6 +228,12 @@ def _sheets(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
         yield part
 
 
+def _partly_float(place: Place, layers: Sequence[Layer]) -> Place:
+    """Return the place of a sheet, with its own floats."""
+    floats = tuple(f"layer{n}" for n, layer in enumerate(layers) if layer.shape.in_float)
+    return replace(place.of_layers(), keep_float=floats)
+
+
 def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[Layer, float]:
     """Milliseconds of each layer of one sheet: the least of a few processes' means."""
     with tempfile.TemporaryDirectory(prefix="edgeexport-sheet-") as name:
@@ -167,7 +241,7 @@ def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[La
         path = folder / "sheet.onnx"
         model, feeds = graph.sheet(layers)
         graph.save(model, path)
-        subject = shipped(path, feeds, place=place, folder=folder)
+        subject = shipped(path, [feeds], place=_partly_float(place, layers), folder=folder)
         runs = [profiled(subject, machine=machine, folder=folder / "in") for _ in range(LAUNCHES)]
     found = [graph.layer_times((node.name, node.us / max(node.calls, 1) / 1e3) for node in nodes) for nodes in runs]
     missing = [layer for index, layer in enumerate(layers) if not all(index in times for times in found)]
@@ -182,7 +256,7 @@ def _counted(layers: Sequence[Layer], place: Place, *, machine: Emulated) -> dic
         folder = Path(name)
         model, feeds = graph.sheet(layers, apart=True)
         graph.save(model, folder / "sheet.onnx")
-        subject = shipped(folder / "sheet.onnx", feeds, place=place, folder=folder)
+        subject = shipped(folder / "sheet.onnx", [feeds], place=_partly_float(place, layers), folder=folder)
         nothing = {key: value[:0] for key, value in feeds.items()}
         alone = [{**nothing, key: value} for key, value in feeds.items() for _ in range(REPEATS)]
         turn = prepared(replace(subject, inputs=[nothing] * WARM_UPS + alone), folder / "in", plan=PLANS["smoke"])
@@ -190,31 +264,6 @@ def _counted(layers: Sequence[Layer], place: Place, *, machine: Emulated) -> dic
     least = min(found[:WARM_UPS])
     each = [found[start : start + REPEATS] for start in range(WARM_UPS, len(found), REPEATS)]
     return {layer: max(min(counts) - least, 1) / 1e6 for layer, counts in zip(layers, each, strict=True)}
-
-
-def shipped(path: Path, feeds: dict[str, NDArray[Any]], *, place: Place, folder: Path) -> Subject:
-    """Return the file that a float .onnx file becomes on the target, in the form of `place`, as something to measure.
-
-    feeds: one sample; ranges come from it alone, since times do not depend on them. A network of which nothing can
-    be quantized stays in float.
-    """
-    target = msgspec.structs.replace(place.target, format="onnx") if place.target.format == "ort" else place.target
-    job = Conversion(path, None, None, None, lambda: iter([feeds]), target)
-    if place.form == "int8":
-        try:
-            job = _quantized(job, feeds, out=folder / "int8.onnx")
-        except ModelError:
-            job = Conversion(path, None, None, None, lambda: iter([feeds]), target)
-    out = folder / f"runs.{target.format}"
-    converted = runtimes.get(target.runtime).convert(job, out)
-    return Subject(path.stem, out, file_digest(out), target.runtime, feeds, target.threads, converted.session_options)
-
-
-def _quantized(job: Conversion, feeds: dict[str, NDArray[Any]], *, out: Path) -> Conversion:
-    ranges = quantization.calibrate(job.spine, [feeds], samples_digest="sha256:0")
-    plan = quantization.plan_quantization(job.spine, ranges, numbers=job.target.numbers())
-    quantization.quantize(job.spine, plan, out=out)
-    return Conversion(job.spine, out, ranges, plan, job.samples, job.target)
 
 
 def profiled(subject: Subject, *, machine: Device, folder: Path) -> tuple[ProfiledNode, ...]:

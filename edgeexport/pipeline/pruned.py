@@ -21,6 +21,7 @@ from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road, training_key
+from edgeexport.pipeline.shipped import fitted
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung, load_rung, training_data
 from edgeexport.pipeline.workbench import Workbench, feeds_of
@@ -49,6 +50,11 @@ class Round:
         """What its rung is called."""
         return "pruned" if self.step.rounds == 1 else f"pruned {self.number}/{self.step.rounds}"
 
+    @property
+    def files(self) -> bool:
+        """Whether a goal of the step needs the file that ships: others are only counted."""
+        return self.step.speedup is not None or self.step.max_size_mb is not None
+
 
 def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: TorchRung) -> TorchRung | Rung:
     """Make the rung of a round from the last one that stands; just its row where it is not worth retraining.
@@ -58,6 +64,8 @@ def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: 
     """
     kept, before = torch_rungs.record_of(last), torch_rungs.record_of(begin)
     try:
+        with attempted():
+            at = replace(at, place=fitted(road, at.place, rung=begin)) if at.files else at
         planned = _planned(road, at, last=last, done=kept.plans[len(before.plans) :])
     except ModelError as error:
         if at.number == 1 and not isinstance(error, StepFailed):
@@ -115,14 +123,13 @@ def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPl
         with tempfile.TemporaryDirectory(prefix="edgeexport-plan-") as folder:
             return _made(Workbench(road, at.step, at.place, last, Path(folder)), at, done=done)
 
-    timed = at.step.speedup is not None or at.step.max_size_mb is not None
     key = {
         "step": msgspec.to_builtins(at.step),
         "number": at.number,
         "done": [digest(plan) for plan in done],
         "from": torch_rungs.stage_key(last),
         "spine": last.spine.record.artifact.digest,
-        "place": at.place.key() if timed else None,
+        "place": at.place.key() if at.files else None,
         "judge": at.place.judge() if at.step.speedup is not None else None,
         **training_key(at.step.training, road.recipe, workspace=road.workspace),
         **road.data_key("calibration"),
@@ -146,9 +153,8 @@ def _made(bench: Workbench, at: Round, *, done: Sequence[PruningPlan]) -> Planne
     step, road, feeds = at.step, bench.road, feeds_of(bench.road)
     module = load_rung(road, bench.last)
     candidates = find_candidates(module, feeds[0], step=step, progress=road.detail)
-    files = step.speedup is not None or step.max_size_mb is not None
     with attempted():
-        before = bench.present() if files else None
+        before = bench.present() if at.files else None
     prices = bench.prices(module, feeds[0], candidates=candidates, before=before)
     totals = Ledger(module, positions(module, feeds[0]), prices=prices).totals
     now: dict[str, float] = {price.goal: total for price, total in zip(prices, totals, strict=True)}

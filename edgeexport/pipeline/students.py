@@ -19,6 +19,7 @@ from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.attempts import attempted
 from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.shipped import fitted
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung, load_rung
 from edgeexport.pipeline.workbench import Workbench, feeds_of
@@ -54,6 +55,7 @@ def students(
     anew the next time, unless the training of the chosen student has `begun`: that one is gone on with. Raises
     OutOfReach where no mix reaches the goals by its plan, and ModelError where none gives a student for another reason.
     """
+    place = fitted(road, place, rung=last)
 
     def make(_: Path) -> Students:
         road.progress("cut students", None)

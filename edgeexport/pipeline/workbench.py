@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport import graph, onnx_export
-from edgeexport.pipeline.layer_times import Place, layer_table, shipped, whole
+from edgeexport.pipeline.layer_times import Place, layer_table, whole
 from edgeexport.pipeline.road import Road, declared_signature
+from edgeexport.pipeline.shipped import float_layers, remaining, samples_for, shipped
 from edgeexport.pipeline.torch_rungs import TorchRung, training_data
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Prune
@@ -51,8 +52,8 @@ class Workbench:
     def present(self) -> Subject:
         """Return the network as it is in the form that ships."""
         spine = self.last.spine
-        example = next(self.road.parity_feeds(spine.record.signature))
-        return shipped(spine.folder / spine.record.artifact.path, example, place=self.place, folder=self._own("before"))
+        samples = samples_for(self.road, self.place, signature=spine.record.signature)
+        return shipped(spine.folder / spine.record.artifact.path, samples, place=self.place, folder=self._own("before"))
 
     def prices(
         self, module: nn.Module, example: Feeds, *, candidates: Candidates, before: Subject | None
@@ -65,9 +66,10 @@ class Workbench:
         step, place = self.step, self.place
         prices: list[Price] = []
         if step.speedup is not None and before is not None:
-            wanted = grids(module, example, groups=candidates.groups, step=min(FINE, step.round_to))
+            floats = float_layers(before, place=place)
+            wanted = grids(module, example, groups=candidates.groups, step=min(FINE, step.round_to), floats=floats)
             table = layer_table(self.road, place, wanted=wanted)
-            prices.append(latency_price(module, example, table=table, total=self.cost(before)))
+            prices.append(latency_price(module, example, table=table, total=self.cost(before), floats=floats))
         if step.max_size_mb is not None and before is not None:
             total_mb = before.path.stat().st_size / 1e6
             prices.append(size_price(module, example, int8=place.form == "int8", total_mb=total_mb))
@@ -101,8 +103,8 @@ class Workbench:
         )
         cleaned, _ = onnx_export.clean(graph.load(path))
         graph.save(cleaned, path)
-        example = next(self.road.parity_feeds(graph.signature(cleaned)))
-        return shipped(path, example, place=self.place, folder=folder)
+        samples = samples_for(self.road, self.place, signature=graph.signature(cleaned))
+        return shipped(path, samples, place=remaining(self.place, path), folder=folder)
 
     def _own(self, name: str) -> Path:
         folder = self.folder / name

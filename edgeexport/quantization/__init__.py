@@ -6,8 +6,10 @@ The rule: every number is decided in the plan; `quantize` only applies it, and p
 from edgeexport.quantization.blockwise import quantize_blockwise as quantize_blockwise
 from edgeexport.quantization.calibrate import calibrate as calibrate
 from edgeexport.quantization.encoder import SPLIT as SPLIT
+from edgeexport.quantization.encoder import LinearForm as LinearForm
 from edgeexport.quantization.encoder import choose_encoder_form as choose_encoder_form
 from edgeexport.quantization.encoder import encoder_spines as encoder_spines
+from edgeexport.quantization.encoder import quantize_encoder as quantize_encoder
 from edgeexport.quantization.encoder import time_encoder_forms as time_encoder_forms
 from edgeexport.quantization.equalize import equalize as equalize
 from edgeexport.quantization.front import front_floats as front_floats

@@ -6,10 +6,11 @@ smoothed, with its giant channels split off, it holds. A form that cannot be mad
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -36,6 +37,13 @@ ALIKE = 0.05
 REWRITINGS = ("smoothed", "outliers split")
 # The float model after both, beside the trials.
 SPLIT = "split.onnx"
+
+
+class LinearForm(NamedTuple):
+    """A form of linear layers: how they multiply, and what is done to the float model before."""
+
+    form: EncoderForm
+    rewritings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,21 @@ def choose_encoder_form(
     ordered = tuple(sorted(trials, key=_rank))
     choice = FormChoice(file_digest(model_path), len(judged), ordered, explain(ordered), failed)
     return choice if timed is None else time_encoder_forms(choice, folder=folder, timed=timed, progress=progress)
+
+
+def quantize_encoder(
+    model_path: Path, samples: Sequence[Feeds], *, how: LinearForm, numbers: NumberFormat, out: Path
+) -> None:
+    """Write one form of an encoder, the same file that `choose_encoder_form` makes of these samples.
+
+    Raises ModelError where nothing can be quantized.
+    """
+    seen = samples[::2]
+    with tempfile.TemporaryDirectory(prefix="edgeexport-encoder-") as folder:
+        plain = Spines(model_path, model_path, model_path)
+        spines = encoder_spines(model_path, seen, folder=Path(folder)) if how.rewritings else plain
+        source = next(source for *known, source in _forms(spines) if tuple(known) == how)
+        _make(how.form, source, out=out, samples=seen, numbers=numbers)
 
 
 def time_encoder_forms(

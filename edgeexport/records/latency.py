@@ -14,7 +14,7 @@ class LayerShape(Record):
     """What chooses the kernel of a layer besides its widths.
 
     size: of its input in space, or (rows,) for a linear layer. The others are as torch's convolutions have them, one
-    for each axis of space; padding is that of the beginning.
+    for each axis of space; padding is that of the beginning. in_float: it is left in float where others are int8.
     """
 
     kind: Literal["conv", "depthwise", "transposed", "linear"]
@@ -24,6 +24,7 @@ class LayerShape(Record):
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    in_float: bool = False
 
 
 class LayerCost(Record):
@@ -39,6 +40,16 @@ class ShapeCosts(Record):
 
     shape: LayerShape
     costs: tuple[LayerCost, ...]
+
+
+class TimedSheet(Record):
+    """What was timed in the same processes, to be used again. reference: what the layers in every sheet took there.
+
+    Counted costs need no reference: theirs is 1.
+    """
+
+    shapes: tuple[ShapeCosts, ...]
+    reference: float = 1.0
 
 
 class LatencyTable(Record):

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from edgeexport.errors import ModelError
-from edgeexport.pipeline.layer_times import Place, shipped
+from edgeexport.pipeline.layer_times import Place
 from edgeexport.pipeline.road import Road
+from edgeexport.pipeline.shipped import fitted, shipped
 from edgeexport.pipeline.students import students
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -74,12 +75,12 @@ def head_start(ground: Ground) -> HeadStart:
 
     An invalid measurement is not kept.
     """
-    road, place = ground.road, ground.place
+    road, place = ground.road, fitted(ground.road, ground.place, rung=ground.last)
 
     def make(_: Path) -> HeadStart:
         road.progress("time the source and its shipped form", None)
         with tempfile.TemporaryDirectory(prefix="edgeexport-start-") as folder:
-            return _started(ground, Path(folder))
+            return _started(replace(ground, place=place), Path(folder))
 
     key = {
         "source": ground.source.spine.record.artifact.digest,
@@ -106,7 +107,7 @@ def _started(ground: Ground, folder: Path) -> HeadStart:
     own = folder / "fp32"
     own.mkdir()
     path = spine.folder / spine.record.artifact.path
-    source = replace(shipped(path, example, place=replace(place, form="fp32"), folder=own), label="source fp32")
+    source = replace(shipped(path, [example], place=replace(place, form="fp32"), folder=own), label="source fp32")
     if source.digest == small.digest:
         return HeadStart(1.0, "measured", size)
     machine, reason = device_for(place.target, place.device)

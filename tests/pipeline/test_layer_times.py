@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,10 +14,12 @@ from edgeexport.compression.latency import Grid
 from edgeexport.graph import layer_times, sheet
 from edgeexport.graph.sheet import Layer
 from edgeexport.pipeline import layer_times as timing
-from edgeexport.pipeline.layer_times import Place, time_layers
+from edgeexport.pipeline.layer_times import Place, layer_table, time_layers
+from edgeexport.progress import silent
 from edgeexport.records.latency import LayerShape
 from edgeexport.records.target import Target
 from edgeexport.runtimes.ort import open_session
+from edgeexport.workspace import Workspace
 from tests.needs import need
 
 INSTALLED = os.environ.get("EDGEEXPORT_DEVICES")  # before `unemulated` hides it
@@ -94,3 +97,64 @@ def test_where_an_emulated_cpu_is_like_the_targets_instructions_are_counted(monk
     assert (table.basis, table.unit, table.device) == ("counted", "M instructions", "emulated:armv8.2")
     assert "the target is aarch64" in table.reason
     assert 1.5 < wide / narrow < 6
+
+
+def fake_timed(monkeypatch, asked, *, pace):
+    """Times in proportion to widths on a machine that runs at `pace`; what is asked for is kept."""
+
+    def timed(layers, place, *, machine):
+        asked.append([layer for layer in layers if layer not in timing.REFERENCES])
+        return {layer: pace[0] * layer.inputs * layer.outputs for layer in layers}
+
+    monkeypatch.setattr(timing, "_timed", timed)
+
+
+def costs(table):
+    return [cost.cost for shape in table.shapes for cost in shape.costs]
+
+
+def test_a_second_table_times_only_new_layers_and_carries_the_others_over_by_the_references(tmp_path, monkeypatch):
+    shape, asked, pace = LAYERS[4].shape, [], [1.0]
+    fake_timed(monkeypatch, asked, pace=pace)
+    with Workspace(tmp_path) as work:
+        road = SimpleNamespace(workspace=work, detail=silent)
+        first = layer_table(road, here(), wanted=[Grid(shape, (8,), (8, 16))])
+        pace[0] = 3.0
+        second = layer_table(road, here(), wanted=[Grid(shape, (8,), (8, 16, 24))])
+        pace[0] = 2.0
+        known = layer_table(road, here(), wanted=[Grid(shape, (8,), (16, 24))])
+        floats = layer_table(road, here("fp32"), wanted=[Grid(shape, (8,), (8,))])
+        again = layer_table(road, here(), wanted=[Grid(shape, (8,), (8, 16))])
+    assert asked == [[(shape, 8, 8), (shape, 8, 16)], [(shape, 8, 24)], [], [(shape, 8, 8)]]
+    assert [costs(each) for each in (first, second, known)] == [[64, 128], [192, 384, 576], [256, 384]]
+    assert costs(floats) == [128]
+    assert costs(again) == costs(first)
+
+
+def test_a_stored_sheet_that_is_damaged_is_timed_again(tmp_path, monkeypatch):
+    asked = []
+    fake_timed(monkeypatch, asked, pace=[1.0])
+    with Workspace(tmp_path) as work:
+        road = SimpleNamespace(workspace=work, detail=silent)
+        layer_table(road, here(), wanted=[Grid(LAYERS[4].shape, (8,), (8,))])
+        (sheet,) = (tmp_path / "unfinished").glob("layer costs-*/*.json")
+        sheet.write_bytes(sheet.read_bytes()[:-20])
+        table = layer_table(road, here(), wanted=[Grid(LAYERS[4].shape, (8,), (8, 16))])
+    assert len(asked[1]) == 2
+    assert costs(table) == [64, 128]
+
+
+def test_a_killed_table_keeps_the_sheets_that_were_timed(tmp_path, monkeypatch):
+    asked = []
+    fake_timed(monkeypatch, asked, pace=[1.0])
+    monkeypatch.setattr(timing, "MOST_LAYERS", 1)
+    timed = timing._timed
+    monkeypatch.setattr(
+        timing, "_timed", lambda *given, **named: pytest.fail("killed") if asked else timed(*given, **named)
+    )
+    wanted = [Grid(LAYERS[4].shape, (8,), (8, 16))]
+    with pytest.raises(pytest.fail.Exception):
+        time_layers(here(), wanted, known=tmp_path)
+    monkeypatch.setattr(timing, "_timed", timed)
+    assert costs(time_layers(here(), wanted, known=tmp_path)) == [64, 128]
+    assert [len(each) for each in asked] == [1, 1]
