@@ -45,17 +45,26 @@ def macs_price(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Pr
     return Price("macs", "MACs", "predicted", lambda name, size: areas[name] * size[0] * size[1])
 
 
-def size_price(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, int8: bool, total_mb: float = 0) -> Price:
+def size_price(
+    module: torch.nn.Module,
+    example: Mapping[str, np.ndarray],
+    *,
+    int8: bool,
+    total_mb: float = 0,
+    floats: Collection[str] = (),
+) -> Price:
     """Megabytes of weights in the file that ships: a byte each and a scale per channel in int8, else four bytes.
 
-    total_mb: what the present network's file takes, where one was built; what its layers do not explain stays.
+    total_mb: what the present network's file takes, where one was built; what its layers do not explain stays. floats:
+    layers left in float where others are int8.
     """
     names = list(positions(module, example))
     areas = {name: kernel_area(module, name) for name in names}
 
     def layer(name: str, size: tuple[int, int]) -> float:
         outputs, weights = size[0], areas[name] * size[0] * size[1]
-        return (weights + 9 * outputs if int8 else 4 * weights + 4 * outputs) / MB
+        small = int8 and name not in floats
+        return (weights + 9 * outputs if small else 4 * weights + 4 * outputs) / MB
 
     layers = dict(module.named_modules())
     known = {id(value) for name in names for value in layers[name].parameters(recurse=False)}

@@ -65,14 +65,14 @@ class Workbench:
 
         step, place = self.step, self.place
         prices: list[Price] = []
+        floats = float_layers(before, place=place) if before is not None else frozenset()
         if step.speedup is not None and before is not None:
-            floats = float_layers(before, place=place)
             wanted = grids(module, example, groups=candidates.groups, step=min(FINE, step.round_to), floats=floats)
             table = layer_table(self.road, place, wanted=wanted)
             prices.append(latency_price(module, example, table=table, total=self.cost(before), floats=floats))
         if step.max_size_mb is not None and before is not None:
             total_mb = before.path.stat().st_size / 1e6
-            prices.append(size_price(module, example, int8=place.form == "int8", total_mb=total_mb))
+            prices.append(size_price(module, example, int8=place.form == "int8", total_mb=total_mb, floats=floats))
         return prices + ([macs_price(module, example)] if step.macs is not None else [])
 
     def cost(self, subject: Subject) -> float | None:

@@ -148,6 +148,18 @@ def test_a_size_is_that_of_the_weights():
     assert bytes_ == 0.07
 
 
+def test_a_layer_in_float_costs_what_floats_cost():
+    module = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    quick, slow = LINEAR, msgspec.structs.replace(LINEAR, in_float=True)
+    assert {each.shape for each in grids(module, nets.TABLE, groups=(), step=8, floats={"2"})} == {quick, slow}
+    shapes = (ShapeCosts(quick, (LayerCost(12, 16, 1.0),)), ShapeCosts(slow, (LayerCost(16, 16, 5.0),)))
+    known = LatencyTable("here", "int8", "measured", "ms", shapes)
+    time = latency_price(module, nets.TABLE, table=known, floats={"2"})
+    size = size_price(module, nets.TABLE, int8=True, floats={"2"})
+    assert [time.layer("0", (16, 12)), time.layer("2", (16, 16))] == [1.0, 5.0]
+    assert [size.layer("0", (16, 12)), size.layer("2", (16, 16))] == pytest.approx([336e-6, 1088e-6])
+
+
 def test_a_prune_step_without_a_goal_or_parts_is_refused():
     for wrong in ({}, {"macs": 1.5, "parts": ()}, {"speedup": 1.0}, {"max_size_mb": 0.0}):
         with pytest.raises(RecipeError, match="prune"):

@@ -198,3 +198,20 @@ def test_a_goal_out_of_reach_in_the_first_round_is_an_error(timed_here):
     timed_here.edit("recipe.toml", "speedup = 1.2", "speedup = 100.0")
     with pytest.raises(ModelError, match="cannot reach"):
         climbed(timed_here, "linux-arm64")
+
+
+def test_a_second_round_times_only_layers_that_the_first_did_not(timed_here, monkeypatch):
+    asked: list[list[object]] = []
+
+    def timed(layers, place, *, machine):
+        asked.append([layer for layer in layers if layer not in timing.REFERENCES])
+        return {layer: 1e-6 * layer.inputs * layer.outputs for layer in layers}
+
+    monkeypatch.setattr(timing, "_timed", timed)
+    monkeypatch.setattr(PlannedRound, "slower", "")
+    timed_here.edit("recipe.toml", "speedup = 1.2", "speedup = 1.4\nrounds = 2")
+    assert [rung.name for rung in climbed(timed_here).standing] == ["source", "pruned 1/2", "pruned 2/2"]
+    first, *second = asked
+    assert first
+    assert sum(len(each) for each in second) < len(first) / 2
+    assert not [layer for each in second for layer in each if layer in first]
