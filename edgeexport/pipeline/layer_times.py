@@ -9,6 +9,7 @@ reference layers that run in every process.
 from __future__ import annotations
 
 import contextlib
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,11 +52,16 @@ SECONDS = 120.0
 WARM_UPS, REPEATS, COUNT_SECONDS = 3, 2, 600.0
 # A sheet holds so many layers at most, and so many numbers in their weights.
 MOST_LAYERS, MOST_WEIGHTS = 48, 16_000_000
-# In every sheet that is timed: their time together says how fast the machine was just then.
+# In every sheet that is timed: they say how fast the machine was just then. Several, since one may be disturbed.
 REFERENCES = (
     Layer(LayerShape("conv", (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)), 32, 32),
+    Layer(LayerShape("conv", (16, 16), (1, 1), (1, 1), (0, 0), (1, 1)), 64, 64),
+    Layer(LayerShape("depthwise", (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)), 64, 64),
+    Layer(LayerShape("linear", (16,)), 256, 512),
     Layer(LayerShape("linear", (64,)), 128, 256),
 )
+# A time is kept for later tables where the best two processes agree by this.
+SETTLED = 1.1
 
 
 @dataclass(frozen=True)
@@ -154,9 +160,10 @@ def time_layers(
     fresh: list[TimedSheet] = []
     for done, part in enumerate(parts):
         progress(f"cost of {len(new)} layers on {worker.name}", done / len(parts))
-        fresh.append(_sheet(part, place, machine=machine, counter=counter))
-        if known is not None and part:
-            publish(known / f"{digest(fresh[-1]).removeprefix('sha256:')[:20]}.json", to_json(fresh[-1]))
+        sheet, lasts = _sheet(part, place, machine=machine, counter=counter)
+        fresh.append(sheet)
+        if known is not None and lasts.shapes:
+            publish(known / f"{digest(lasts).removeprefix('sha256:')[:20]}.json", to_json(lasts))
     costs = _carried(stored, fresh)
     facts = worker.describe(place.target.runtime)
     return LatencyTable(
@@ -182,13 +189,21 @@ def _stored(known: Path | None) -> list[TimedSheet]:
     return found
 
 
-def _sheet(layers: Sequence[Layer], place: Place, *, machine: Device | None, counter: Emulated | None) -> TimedSheet:
-    """Find what the layers of one sheet cost; where they are timed, the references in the same processes too."""
+def _sheet(
+    layers: Sequence[Layer], place: Place, *, machine: Device | None, counter: Emulated | None
+) -> tuple[TimedSheet, TimedSheet]:
+    """Find what the layers of one sheet cost, with the references; return it, and what of it may be kept."""
     if machine is None:
         assert counter is not None
-        return TimedSheet(_by_shape(_counted(layers, place, machine=counter)))
+        counted = TimedSheet(_by_shape(_counted(layers, place, machine=counter)))
+        return counted, counted
     found = _timed(list(dict.fromkeys([*layers, *REFERENCES])), place, machine=machine)
-    return TimedSheet(_by_shape({layer: found[layer] for layer in layers}), sum(found[each] for each in REFERENCES))
+    settled = [layer for layer in layers if found[layer][:2][-1] <= SETTLED * found[layer][0]]
+    references = tuple(found[each][0] for each in REFERENCES)
+    sheet, lasts = (
+        TimedSheet(_by_shape({layer: found[layer][0] for layer in some}), references) for some in (layers, settled)
+    )
+    return sheet, lasts
 
 
 def _by_shape(costs: Mapping[Layer, float]) -> tuple[ShapeCosts, ...]:
@@ -200,9 +215,12 @@ def _by_shape(costs: Mapping[Layer, float]) -> tuple[ShapeCosts, ...]:
 
 def _carried(stored: Sequence[TimedSheet], fresh: Sequence[TimedSheet]) -> dict[Layer, float]:
     """Costs as of now: those of each sheet by its ratio to the references that were timed with it, and are now."""
-    now = min((sheet.reference for sheet in fresh), default=1.0)
-    each = [(sheet, _points(sheet)) for sheet in (*stored, *fresh)]
-    return {layer: cost * (now / sheet.reference) for sheet, points in each for layer, cost in points.items()}
+    now = [min(times) for times in zip(*(sheet.references for sheet in fresh), strict=True)]
+    costs: dict[Layer, float] = {}
+    for sheet in (*stored, *fresh):
+        pace = [present / past for present, past in zip(now, sheet.references, strict=True)]
+        costs |= {layer: cost * (statistics.median(pace) if pace else 1.0) for layer, cost in _points(sheet).items()}
+    return costs
 
 
 def _points(sheet: TimedSheet) -> dict[Layer, float]:
@@ -234,8 +252,8 @@ def _partly_float(place: Place, layers: Sequence[Layer]) -> Place:
     return replace(place.of_layers(), keep_float=floats)
 
 
-def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[Layer, float]:
-    """Milliseconds of each layer of one sheet: the least of a few processes' means."""
+def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[Layer, list[float]]:
+    """Milliseconds of each layer of one sheet: the means of a few processes, least first."""
     with tempfile.TemporaryDirectory(prefix="edgeexport-sheet-") as name:
         folder = Path(name)
         path = folder / "sheet.onnx"
@@ -247,7 +265,7 @@ def _timed(layers: Sequence[Layer], place: Place, *, machine: Device) -> dict[La
     missing = [layer for index, layer in enumerate(layers) if not all(index in times for times in found)]
     if missing:
         raise DeviceError(f"{machine.name}: the profile has no time of {missing[0]} and {len(missing) - 1} others")
-    return {layer: min(times[index] for times in found) for index, layer in enumerate(layers)}
+    return {layer: sorted(times[index] for times in found) for index, layer in enumerate(layers)}
 
 
 def _counted(layers: Sequence[Layer], place: Place, *, machine: Emulated) -> dict[Layer, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from edgeexport.records.base import Record
 
@@ -43,13 +45,13 @@ class ShapeCosts(Record):
 
 
 class TimedSheet(Record):
-    """What was timed in the same processes, to be used again. reference: what the layers in every sheet took there.
+    """What was timed in the same processes, to be used again. references: what those layers took that all sheets have.
 
-    Counted costs need no reference: theirs is 1.
+    Counted costs need none.
     """
 
     shapes: tuple[ShapeCosts, ...]
-    reference: float = 1.0
+    references: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = ()
 
 
 class LatencyTable(Record):

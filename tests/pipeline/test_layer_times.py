@@ -99,12 +99,16 @@ def test_where_an_emulated_cpu_is_like_the_targets_instructions_are_counted(monk
     assert 1.5 < wide / narrow < 6
 
 
-def fake_timed(monkeypatch, asked, *, pace):
-    """Times in proportion to widths on a machine that runs at `pace`; what is asked for is kept."""
+def fake_timed(monkeypatch, asked, *, pace, disturbed=()):
+    """Times in proportion to widths on a machine that runs at `pace`; what is asked for is kept.
+
+    disturbed: layers of which no two processes agree.
+    """
 
     def timed(layers, place, *, machine):
         asked.append([layer for layer in layers if layer not in timing.REFERENCES])
-        return {layer: pace[0] * layer.inputs * layer.outputs for layer in layers}
+        least = {layer: pace[0] * layer.inputs * layer.outputs for layer in layers}
+        return {layer: [9 * time, 30 * time] if layer in disturbed else [time] * 2 for layer, time in least.items()}
 
     monkeypatch.setattr(timing, "_timed", timed)
 
@@ -129,6 +133,18 @@ def test_a_second_table_times_only_new_layers_and_carries_the_others_over_by_the
     assert [costs(each) for each in (first, second, known)] == [[64, 128], [192, 384, 576], [256, 384]]
     assert costs(floats) == [128]
     assert costs(again) == costs(first)
+
+
+def test_a_time_on_which_no_two_processes_agree_is_used_but_not_kept_and_of_the_references_it_spoils_none(
+    tmp_path, monkeypatch
+):
+    asked, disturbed = [], [Layer(LAYERS[4].shape, 8, 16), timing.REFERENCES[3]]
+    fake_timed(monkeypatch, asked, pace=[1.0], disturbed=disturbed)
+    wanted = [Grid(LAYERS[4].shape, (8,), (8, 16))]
+    assert costs(time_layers(here(), wanted, known=tmp_path)) == [64, 9 * 128]
+    disturbed.clear()
+    assert costs(time_layers(here(), wanted, known=tmp_path)) == [64, 128]
+    assert [len(each) for each in asked] == [2, 1]
 
 
 def test_a_stored_sheet_that_is_damaged_is_timed_again(tmp_path, monkeypatch):
