@@ -16,7 +16,7 @@ from edgeexport.compression.latency import layer_shapes
 from edgeexport.compression.macs import count_macs
 from edgeexport.errors import RequestError
 from edgeexport.graph.sheet import Layer
-from edgeexport.pipeline import encoders
+from edgeexport.pipeline import encoders, pruned, students
 from edgeexport.pipeline import layer_times as timing
 from edgeexport.pipeline.ladder import candidates
 from edgeexport.pipeline.layer_times import Place
@@ -31,8 +31,9 @@ from edgeexport.records.base import file_digest
 from edgeexport.records.encoder import FormChoice, FormTrial
 from edgeexport.records.latency import LayerShape
 from edgeexport.records.pruning import PruningPlan
-from edgeexport.records.recipe import Prune, Quantize, load_recipe
+from edgeexport.records.recipe import Distill, Limits, Prune, Quantize, load_recipe
 from edgeexport.records.target import Target, load_target
+from edgeexport.search import entrants
 from edgeexport.validation.answers import ProfiledNode
 from edgeexport.workspace import Workspace
 from tests.pipeline.test_forms import ENCODER
@@ -190,3 +191,29 @@ def test_a_sheet_of_which_nothing_is_quantized_is_timed_in_float(tmp_path):
     graph.save(model, tmp_path / "sheet.onnx")
     place = Place(Target("here", "h", "ort", "onnx", platform.machine()), "int8", linear=LinearForm("dynamic"))
     assert kinds(shipped(tmp_path / "sheet.onnx", [feeds], place=place, folder=tmp_path).path) == {("Gemm", False): 1}
+
+
+def test_rounds_students_and_the_head_start_of_a_search_are_all_timed_in_that_form(desk, monkeypatch):
+    class Seen(Exception):
+        """Where something is about to be timed."""
+
+    def caught(place):
+        raise Seen(place)
+
+    monkeypatch.setattr(pruned, "_made", lambda bench, *_, **__: caught(bench.place))
+    monkeypatch.setattr(students, "_cutting", lambda bench, _: caught(bench.place))
+    monkeypatch.setattr(entrants, "_started", lambda ground, _: caught(ground.place))
+    desk.write("models.py", FRONT)
+    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nkeep_float = ["one"]')
+    with benched(desk) as bench:
+        road, last, plain = bench.road, bench.last, replace(bench.place, keep_float=())
+        at, step = pruned.Round(Prune(speedup=2.0), 1, plain), Distill(student="auto", speedup=2.0)
+        ground = entrants.Ground(road, last, last, plain, Limits(speedup=2.0), step)
+        for take in (
+            lambda: pruned.pruned(road, at, last=last, source=last, begin=last),
+            lambda: students.students(road, step, last=last, place=plain),
+            lambda: entrants.head_start(ground),
+        ):
+            with pytest.raises(Seen) as seen:
+                take()
+            assert seen.value.args[0].keep_float == ("one",)
