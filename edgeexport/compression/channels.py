@@ -126,7 +126,7 @@ def _read_group(
             members.append(Member(names[node.module], side, tuple(map(tuple, indices))))
         elif node.module not in names and "ElementWise" not in type(node.module).__name__:
             crosses.append(type(node.module).__name__.strip("_").removesuffix("Op").lower())
-        blocked = blocked or _blocks(node, names=names, locked=locked, shared=shared)
+        blocked = blocked or _blocks(node, names=names, locked=locked, shared=shared, count=len(item.idxs))
     return ChannelGroup(
         layer=names[layer],
         kind=type(layer).__name__,
@@ -199,8 +199,13 @@ def shared_weights(module: torch.nn.Module) -> frozenset[int]:
     return frozenset(value for value, count in held.items() if count > 1)
 
 
-def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str], shared: Collection[int]) -> str:
-    """Say why a node of the dependency graph keeps its group from being pruned at all, or nothing."""
+def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str], shared: Collection[int], count: int) -> str:
+    """Say why a node of the dependency graph keeps its group from being pruned at all, or nothing.
+
+    count: how many of its channels belong to the group.
+    """
+    import torch
+
     layer = node.module
     name = names.get(layer, "")
     if name in locked:
@@ -208,15 +213,25 @@ def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str], share
     groups, transposed = getattr(layer, "groups", 1), getattr(layer, "transposed", False)
     if groups > 1 and (transposed or not groups == layer.in_channels == layer.out_channels):
         return f"`{name}` is a grouped {'transposed ' * transposed}convolution (groups={groups})"
-    if any(id(value) in shared for value in layer.parameters(recurse=False)):
+    # What stands alone in a network (a class token) is a node of its own: a parameter, not a layer.
+    held = layer.parameters(recurse=False) if isinstance(layer, torch.nn.Module) else ()
+    if any(id(value) in shared for value in held):
         return f"`{name}` shares its weights with another layer"
     if type(layer).__name__ == "_OutputOp":
         return "its channels are an output of the model"
-    padding = getattr(node.grad_fn, "_saved_pad", ()) if "ConstantPad" in _gradient_name(node) else ()
-    # F.pad lists pairs from the last axis back; on (n, channels, height, width) the third pair is the channels.
-    if any(padding[4:6]):
+    if _pads_channels(node, count=count):
         return "its channels pass a shortcut that pads new ones with zeros (F.pad), whose count the code fixes"
     return ""
+
+
+def _pads_channels(node: Any, *, count: int) -> bool:
+    """Whether a node adds channels to the `count` that come in: it pads axis 1, and that axis holds them."""
+    if "ConstantPad" not in _gradient_name(node):
+        return False
+    made, padding = node.grad_fn._input_metadata[0].shape, node.grad_fn._saved_pad
+    # F.pad lists pairs from the last axis back.
+    pair = padding[2 * (len(made) - 2) :][:2] if len(made) > 1 else ()
+    return any(pair) and made[1] - sum(pair) == count
 
 
 def _gradient_name(node: Any) -> str:
