@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeexport.compression.heads import HEADS, find_heads, remove_heads
-from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.compression.macs import is_attention, is_weighted, tensors
 from edgeexport.compression.misfit import MISFIT, told
 from edgeexport.errors import MissingExtra, ModelError
 
@@ -78,9 +79,16 @@ def trace(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> Any:
             )
     except MISFIT as error:
         raise ModelError(
-            f"torch-pruning cannot tell which channels of this network depend on each other ({told(error)})",
+            f"torch-pruning cannot tell which channels of this network depend on each other ({_cause(error)})",
             next_step='leave "width" out of `parts`',
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """What torch-pruning could not follow. It adds up the channels of a concatenation, known or not."""
+    if traceback.extract_tb(error.__traceback__)[-1].name == "update_concat_index_mapping":
+        return "it cannot tell how many a torch.cat joins: an empty cache of keys and values (use_cache), say"
+    return told(error)
 
 
 def _outputs(module: Any, feeds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -217,11 +225,12 @@ def _blocks(node: Any, *, names: Mapping[Any, str], locked: Sequence[str], share
     held = layer.parameters(recurse=False) if isinstance(layer, torch.nn.Module) else ()
     if any(id(value) in shared for value in held):
         return f"`{name}` shares its weights with another layer"
+    if is_attention(layer):
+        return f"`{name}` is an nn.MultiheadAttention, whose heads would get another size"
     if type(layer).__name__ == "_OutputOp":
         return "its channels are an output of the model"
-    if _pads_channels(node, count=count):
-        return "its channels pass a shortcut that pads new ones with zeros (F.pad), whose count the code fixes"
-    return ""
+    padded = "its channels pass a shortcut that pads new ones with zeros (F.pad), whose count the code fixes"
+    return padded if _pads_channels(node, count=count) else ""
 
 
 def _pads_channels(node: Any, *, count: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.compression.macs import is_attention, is_weighted, tensors, unfused, weighted_names
 from edgeexport.compression.misfit import MISFIT, told
 from edgeexport.errors import ModelError
 from edgeexport.progress import Progress, silent
@@ -30,7 +30,7 @@ NO_BLOCK = "silenced, it does not give back its input"
 
 @dataclass(frozen=True)
 class Block:
-    """A block by its name, and the weighted layers that go with it. `blocked`: why it must stay, or empty."""
+    """A block by its name, and what is counted of it (`macs.weighted_names`). `blocked`: why it must stay, or empty."""
 
     name: str
     kind: str
@@ -38,6 +38,7 @@ class Block:
     blocked: str = ""
 
 
+@unfused()
 def find_blocks(module: torch.nn.Module, example: Example, *, locked: Sequence[str] = ()) -> list[Block]:
     """Return the innermost blocks of a module that give back their input when silenced; the module is not changed.
 
@@ -46,7 +47,7 @@ def find_blocks(module: torch.nn.Module, example: Example, *, locked: Sequence[s
     flows = _flows(module, example)
     found: list[Block] = []
     for name, inner in reversed(list(_members(module))):
-        layers = tuple(f"{name}.{each}" for each, layer in inner.named_modules() if each and is_weighted(layer))
+        layers = tuple(f"{name}.{each}" for each in weighted_names(inner) if each)
         outer = any(other.name.startswith(f"{name}.") and not other.blocked for other in found)
         if not layers or outer or name not in flows:
             continue
@@ -81,6 +82,7 @@ class _Flow:
     output: Any
 
 
+@unfused()
 def _flows(module: torch.nn.Module, example: Example) -> dict[str, _Flow | str]:
     """What each member of a sequence or list is called with; why it cannot be skipped, where that is plain."""
     import torch
@@ -145,21 +147,28 @@ def _misfit(module: torch.nn.Module, name: str, *, flow: _Flow | str, example: E
 
 
 class _silenced:  # noqa: N801 # a context manager, used like a function
-    """All weighted layers and batch norms of a module give zero inside."""
+    """All weighted layers, attentions and batch norms of a module give zero inside."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         from torch import nn
 
         norms = nn.modules.batchnorm._BatchNorm
-        self._layers = [layer for layer in module.modules() if is_weighted(layer) or isinstance(layer, norms)]
+        self._layers = [
+            layer for layer in module.modules() if is_weighted(layer) or is_attention(layer) or isinstance(layer, norms)
+        ]
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        self._handles = [layer.register_forward_hook(lambda *flow: flow[2] * 0.0) for layer in self._layers]
+        self._handles = [layer.register_forward_hook(_zeroed) for layer in self._layers]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def _zeroed(_: Any, *flow: Any) -> Any:
+    made = flow[1]
+    return (made[0] * 0.0, *made[1:]) if isinstance(made, tuple) else made * 0.0
 
 
 def first(arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -218,6 +227,7 @@ def skip(module: torch.nn.Module, names: Iterable[str], *, example: Example) -> 
         setattr(module.get_submodule(outer), last, _stand_in(module.get_submodule(name), flow))
 
 
+@unfused()
 def effects(
     module: torch.nn.Module, blocks: Sequence[Block], *, samples: Sequence[Example], progress: Progress = silent
 ) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 The rule: a head goes only where the layout is the common one (three linear layers, heads of equal size one behind the
 other, one linear layer that reads them), and `channels.disproof` has shown that the network without it is the one with
-it silenced. Other layouts are named and left alone.
+it silenced. Other layouts (nn.MultiheadAttention, one layer for all three) are named and left alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.compression.macs import tensors
+from edgeexport.compression.macs import is_attention, is_weighted, observe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,11 @@ NAMES = (
     ("q", "k", "v"),
     ("to_q", "to_k", "to_v"),
 )
+# What one layer is called that makes all three, or two of them.
+FUSED = (
+    "qkv", "wqkv", "qkv_proj", "to_qkv", "c_attn", "query_key_value", "queries_keys_values",
+    "kv", "kv_proj", "to_kv",
+)  # fmt: skip
 COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 WIDTHS = ("all_head_size", "inner_dim")
 SIZES = ("attention_head_size", "head_dim", "head_size")
@@ -39,7 +44,8 @@ def find_heads(
     from edgeexport.compression.channels import ChannelGroup, shared_weights
 
     calls, shared = _calls(module, example), shared_weights(module)
-    groups = []
+    groups: list[ChannelGroup] = []
+    groups += [ChannelGroup(name, HEADS, count, (), blocked=why) for name, count, why in _others(module)]
     for name, attention, layers in _attentions(module):
         names = [f"{name}.{layer}" if name else layer for layer in layers]
         found = _projections(module, attention, names=names, calls=calls)
@@ -64,22 +70,41 @@ def _attentions(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module,
                 break
 
 
+def _others(module: torch.nn.Module) -> Iterator[tuple[str, int, str]]:
+    """Attentions of other layouts: (name, number of heads or 0, why their heads stay)."""
+    found = [name for name, _, _ in _attentions(module)]
+    for name, inner in module.named_modules():
+        fused = next((child for child, _ in inner.named_children() if child.lower() in FUSED), "")
+        if is_attention(inner):
+            yield (
+                name,
+                _count(inner, 0) or 0,
+                "nn.MultiheadAttention wants heads that are as wide together as its input",
+            )
+        elif fused:
+            why = "it makes several of queries, keys and values in one, in an order of heads that is its own"
+            yield f"{name}.{fused}".removeprefix("."), _count(inner, 0) or 0, why
+        if is_attention(inner) or fused:
+            found.append(name)
+    for name, inner in module.named_modules():
+        count, inside = _count(inner, 0) or 0, f"{name}." if name else ""
+        known = any(each == name or each.startswith(inside) for each in found)
+        if count > 1 and not known and any(is_weighted(child) for child in inner.children()):
+            why = f"it says that it has {count} heads, but no three linear layers for them by names known here"
+            yield name or type(inner).__name__, count, why
+
+
 def _calls(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> list[str]:
     """Names of the linear layers in the order in which `forward` calls them."""
     import torch
 
     order: list[str] = []
-    hooks = [
-        layer.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, layer in module.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            module(*tensors(example))
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def note(name: str, layer: Any, *_: Any) -> None:
+        if isinstance(layer, torch.nn.Linear):
+            order.append(name)
+
+    observe(module, example, tell=note)
     return order
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport.compression.macs import is_weighted, tensors
+from edgeexport.compression.macs import observe
 from edgeexport.compression.price import Price, widths_of
 from edgeexport.records.base import digest
 from edgeexport.records.latency import LatencyTable, LayerCost, LayerShape, ShapeCosts
@@ -55,24 +55,13 @@ def layer_shapes(
 
     floats: the layers that are left in float where others are int8.
     """
-    import torch
-
     found: dict[str, tuple[LayerShape, ...]] = {}
 
-    def watch(name: str) -> Any:
-        def hook(layer: Any, *flow: Any) -> None:
-            shape = msgspec.structs.replace(_shape(layer, flow[0][0].shape), in_float=name in floats)
-            found[name] = (*found.get(name, ()), shape)
+    def note(name: str, layer: Any, given: torch.Tensor, _: torch.Tensor) -> None:
+        shape = msgspec.structs.replace(_shape(layer, given.shape), in_float=name in floats)
+        found[name] = (*found.get(name, ()), shape)
 
-        return hook
-
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in module.named_modules() if is_weighted(layer)]
-    try:
-        with torch.no_grad():
-            module(*tensors(example))
-    finally:
-        for handle in hooks:
-            handle.remove()
+    observe(module, example, tell=note)
     return found
 
 

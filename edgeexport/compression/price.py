@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgeexport.compression.macs import positions
+from edgeexport.compression.macs import layer_of, positions, weight_of
 from edgeexport.records.latency import Basis
 from edgeexport.records.pruning import GoalName
 
@@ -66,8 +66,7 @@ def size_price(
         small = int8 and name not in floats
         return (weights + 9 * outputs if small else 4 * weights + 4 * outputs) / MB
 
-    layers = dict(module.named_modules())
-    known = {id(value) for name in names for value in layers[name].parameters(recurse=False)}
+    known = {id(value) for name in names for value in layer_of(module, name).parameters(recurse=False)}
     others = 4 * sum(value.numel() for value in module.parameters() if id(value) not in known) / MB
     explained = sum(layer(name, widths_of(module, name)) for name in names)
     fixed = max(total_mb - explained, 0.0) if total_mb else others
@@ -76,15 +75,13 @@ def size_price(
 
 def widths_of(module: torch.nn.Module, name: str) -> tuple[int, int]:
     """Return how many channels a layer makes, and how many it reads in each of its groups."""
-    layer: Any = module.get_submodule(name)
-    rows, columns = (int(size) for size in layer.weight.shape[:2])
-    return (columns, rows) if getattr(layer, "transposed", False) else (rows, columns)
+    rows, columns = (int(size) for size in weight_of(module, name).shape[:2])
+    return (columns, rows) if getattr(layer_of(module, name), "transposed", False) else (rows, columns)
 
 
 def kernel_area(module: torch.nn.Module, name: str) -> int:
     """Return how many taps a layer's kernel has; 1 for a linear layer."""
-    layer: Any = module.get_submodule(name)
-    return int(math.prod(int(size) for size in layer.weight.shape[2:]))
+    return int(math.prod(int(size) for size in weight_of(module, name).shape[2:]))
 
 
 class Ledger:

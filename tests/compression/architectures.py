@@ -125,6 +125,20 @@ class Recurrent(nn.Module):
         return self.after(states[:, -1])
 
 
+class Encoder(nn.Module):
+    """torch's own encoder layers, whose attention is one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, dim_feedforward=64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+        self.last = nn.Linear(64, 4)
+
+    def forward(self, sequence: torch.Tensor) -> torch.Tensor:
+        return self.last(self.encoder(self.first(sequence)).mean(dim=1))
+
+
 def tabular() -> nn.Module:
     """A multilayer perceptron with batch norms."""
     return nn.Sequential(
@@ -195,6 +209,7 @@ ARCHITECTURES: Mapping[str, tuple[Callable[[], nn.Module], Example]] = {
     "ShuffleNet-like": (ShuffleNet, PICTURE),
     "U-Net-like": (UNet, PICTURE),
     "LSTM": (Recurrent, SEQUENCE),
+    "nn.TransformerEncoder": (Encoder, SEQUENCE),
     "tabular MLP": (tabular, ROW),
 }  # fmt: skip
 

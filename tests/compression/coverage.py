@@ -18,6 +18,7 @@ import torch
 
 from edgeexport import graph, onnx_export
 from edgeexport.compression.channels import Removal, mask
+from edgeexport.compression.heads import HEADS
 from edgeexport.compression.macs import tensors
 from edgeexport.compression.misfit import told
 from edgeexport.compression.prune import apply_pruning, plan_pruning
@@ -38,7 +39,10 @@ PARTS = (("width",), ("width", "heads"), ("width", "heads", "depth"))
 
 
 class Covered(Record):
-    """What came out for one architecture. refused: part -> why it stays; reason: why the network is not pruned."""
+    """What came out for one architecture. parts: those that went, of width, heads and depth.
+
+    refused: part -> why it stays; reason: why the network is not pruned.
+    """
 
     name: str
     parameters: int
@@ -56,9 +60,10 @@ def cover(name: str) -> Covered:
     torch.set_num_threads(1)
     module, example = built(name)
     parameters = sum(value.numel() for value in module.parameters())
-    plan, parts, reason = planned(module, example)
+    plan, reason = planned(module, example)
     if plan is None:
         return Covered(name, parameters, "refused", reason=reason)
+    parts = went(plan)
     pruned = apply_pruning(copy.deepcopy(module), plan, example=example)
     error = difference(module, pruned, plan, example)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,16 +78,22 @@ def cover(name: str) -> Covered:
     return Covered(name, parameters, "pruned" if good else "differs", parts, ratio, smaller, error, brief(plan.refused))
 
 
-def planned(module: torch.nn.Module, example: Example) -> tuple[PruningPlan | None, tuple[str, ...], str]:
-    """A plan for 30 % less, with the fewest kinds of parts that reach it; or why there is none."""
+def planned(module: torch.nn.Module, example: Example) -> tuple[PruningPlan | None, str]:
+    """A plan for 30 % less, with the fewest kinds of parts allowed that reach it; or why there is none."""
     reason = ""
     for parts in PARTS:
         try:
             step = Prune(macs=1 / (1 - SHARE), parts=parts, round_to=8)
-            return plan_pruning(module, example, step=step), parts, ""
+            return plan_pruning(module, example, step=step), ""
         except ModelError as error:
             reason = f"{told(error)}; {error.next_step}"
-    return None, (), reason
+    return None, reason
+
+
+def went(plan: PruningPlan) -> tuple[str, ...]:
+    """The kinds of parts that a plan takes away."""
+    kinds = {HEADS if group.kind == HEADS else "width" for group in plan.groups} | ({"depth"} if plan.blocks else set())
+    return tuple(each for each in PARTS[-1] if each in kinds)
 
 
 def difference(module: torch.nn.Module, pruned: torch.nn.Module, plan: PruningPlan, example: Example) -> float:
@@ -131,10 +142,10 @@ def kind_of(reason: str) -> str:
     """A refusal without the figures and names that are its own."""
     kinds = {
         "an output of the model": "they are the output",
-        "differs from the zero-masked": "layer norms or gates mix channels",
+        "differs from the zero-masked": "not equal to the zero-masked network",
         "grouped convolution": "grouped convolution",
-        "residual": "no residual block",
-        "does not allow it": "the code fixes their number",
+        "does not allow it": "`forward` fails without them",
+        "is an nn.MultiheadAttention": "an nn.MultiheadAttention reads them",
         "heads share keys": "heads share keys",
     }
     return next((told for part, told in kinds.items() if part in reason), reason[:100])

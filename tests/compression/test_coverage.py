@@ -39,7 +39,7 @@ def test_what_is_stored_still_comes_out(name):
 
 def test_a_network_that_is_not_the_zero_masked_one_is_seen():
     module, example = built("tabular MLP")
-    plan, _, _ = planned(module, example)
+    plan, _ = planned(module, example)
     pruned = apply_pruning(copy.deepcopy(module), plan, example=example)
     assert difference(module, pruned, plan, example) < 1e-4
     others = plan.groups[0].removed
