@@ -17,14 +17,19 @@ HEADER = ("student", "faster", "cost", "size MB", "MACs kept", "steps", "score",
 def trial_rows(record: ShrinkRecord) -> list[Sequence[str]]:
     """Return the rows of the table, those that were trained longest first."""
     ranked = sorted(record.trials, key=lambda row: (-row.steps, row.drop.value if row.drop else 0.0))
-    return [_row(row, record.unit) for row in ranked]
+    return [_row(row, record.unit, front="○" if stopped_early(row, record) else "●") for row in ranked]
 
 
-def _row(row: Trial, unit: str) -> Sequence[str]:
+def stopped_early(row: Trial, record: ShrinkRecord) -> bool:
+    """Say whether a student was trained for fewer steps than others: with as many it might lose less."""
+    return row.drop is not None and row.steps < max(each.steps for each in record.trials)
+
+
+def _row(row: Trial, unit: str, *, front: str) -> Sequence[str]:
     cost = "–" if row.cost is None else f"{number(row.cost)} {unit}"
     faster = "–" if row.times is None else f"{number(row.times)}×"
     figures = (number(row.bytes / MB), f"{row.kept[0]:.0%}", str(row.steps) if row.steps else "–")
-    scores = (score_text(row.score), drop_text(row.drop), "●" if row.front else "")
+    scores = (score_text(row.score), drop_text(row.drop), front if row.front else "")
     status = f"{row.status}: {row.reason}" if row.reason else row.status
     return (row.name, faster, cost, *figures, *scores, status)
 

@@ -12,7 +12,7 @@ from html import escape
 
 from edgeexport.records.shrink import ShrinkRecord, Trial
 from edgeexport.report.figures import MB, number
-from edgeexport.report.shrink import HEADER, shrink_lines, trial_rows
+from edgeexport.report.shrink import HEADER, shrink_lines, stopped_early, trial_rows
 
 TEMPLATE = "shrink.html.j2"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 64, 40, 24, 48
@@ -39,7 +39,8 @@ def shrink_html(record: ShrinkRecord) -> str:
 def front_plot(record: ShrinkRecord) -> str:
     """Return the trained students as SVG: how much faster, how much is lost, the area of a dot its size in MB.
 
-    Dots of the front are joined; dashed lines are the limits. Empty where nothing was trained.
+    Dots of the front are joined, those with a dashed edge were trained for fewer steps; dashed lines are the limits.
+    Empty where nothing was trained.
     """
     shown = [row for row in record.trials if row.drop is not None]
     if not shown:
@@ -58,7 +59,7 @@ def front_plot(record: ShrinkRecord) -> str:
     front = sorted((a, b) for a, b, row in dots if row.front)
     parts.append(f'<polyline class="front" points="{" ".join(f"{a:g},{b:g}" for a, b in front)}"/>')
     biggest = max(row.bytes for _, _, row in dots) or 1
-    parts += [_dot(a, b, row=row, biggest=biggest) for a, b, row in dots]
+    parts += [_dot(a, b, row=row, biggest=biggest, early=stopped_early(row, record)) for a, b, row in dots]
     label = "students by how much faster they are and how much they lose"
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}">'
     return "".join([head, *parts, "</svg>"])
@@ -106,9 +107,10 @@ def _bar(place: float, *, vertical: bool) -> str:
     return f'<path class="limit" d="{ends}"/>'
 
 
-def _dot(across: float, down: float, *, row: Trial, biggest: int) -> str:
+def _dot(across: float, down: float, *, row: Trial, biggest: int, early: bool) -> str:
     size = max(SMALLEST, LARGEST * math.sqrt(row.bytes / biggest))
     kind = "chosen" if row.status == "chosen" else "front" if row.front else "other"
-    told = escape(f"{row.name}, {number(row.bytes / MB)} MB, {row.status}")
+    kind += " early" * early
+    told = escape(f"{row.name}, {number(row.bytes / MB)} MB, {row.status} after {row.steps} steps")
     circle = f'<circle class="dot {kind}" cx="{across:g}" cy="{down:g}" r="{size:.1f}"><title>{told}</title></circle>'
     return f'{circle}<text class="name" x="{across + size + 4:g}" y="{down + 4:g}">{escape(row.name)}</text>'

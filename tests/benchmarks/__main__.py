@@ -17,7 +17,7 @@ from tests.benchmarks.part import choose
 
 BENCHMARKS = {
     "calibration": "EfficientNet-Lite0: peak memory at 32, 128, 1000 pictures; time beside onnxruntime's min-max",
-    "coverage": "43 architectures with random weights: pruned by 30 %, equal to zero-masked, exported, run, smaller",
+    "coverage": "44 architectures with random weights: pruned by 30 %, equal to zero-masked, exported, run, smaller",
     "demo": "edgeexport demo: seconds, bundle sizes, accuracy drops",
     "devices": "a bundle on real devices: behind OpenSSH, behind adbd; each gives a valid record",
     "minilm-int8": "MiniLM in int8: cosine, latency ratio, STS-B Spearman drop, beside onnxruntime's quantize_dynamic",

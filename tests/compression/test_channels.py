@@ -12,6 +12,7 @@ from torch import nn
 from edgeexport.compression.channels import find_groups
 from edgeexport.compression.macs import tensors
 from edgeexport.compression.prune import apply_pruning, plan_pruning
+from edgeexport.errors import ModelError
 from edgeexport.records.recipe import Prune
 from tests.compression.encoders import SEQUENCE, Encoder
 
@@ -74,3 +75,21 @@ def test_a_network_with_a_token_of_its_own_is_pruned():
             down.weight[:, list(group.removed)] = 0
     with torch.no_grad():
         assert torch.allclose(pruned(*tensors(SEQUENCE)), module(*tensors(SEQUENCE)), atol=1e-5)
+
+
+class Cached(nn.Module):
+    """Joins keys, a slice of what one layer makes, to a cache that is empty, as GPT-2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 96), nn.Linear(32, 4)
+
+    def forward(self, sequence):
+        keys = self.first(sequence).split(32, dim=2)[1].view(1, -1, 4, 8).transpose(1, 2)
+        keys = torch.cat([torch.tensor([]), keys], dim=-2)
+        return self.last(keys.transpose(1, 2).reshape(1, -1, 32).mean(dim=1))
+
+
+def test_a_cache_that_is_joined_is_told_of():
+    with pytest.raises(ModelError, match=r"torch\.cat joins: an empty cache"):
+        find_groups(Cached().eval(), SEQUENCE)

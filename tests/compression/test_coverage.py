@@ -7,11 +7,17 @@ import copy
 import msgspec
 import pytest
 
+from edgeexport.compression.heads import HEADS
 from edgeexport.compression.prune import apply_pruning
+from edgeexport.records.pruning import PruningGroup, PruningPlan
 from tests.compression.architectures import ARCHITECTURES, built
-from tests.compression.coverage import BEGIN, END, README, cover, difference, planned, stored, table, with_table
+from tests.compression.coverage import BEGIN, END, README, cover, difference, planned, stored, table, went, with_table
 
-FAST = ("tabular MLP", "LSTM", "ShuffleNet-like")
+# A minute of one core in all: each family of layers once.
+FAST = (
+    "tabular MLP", "LSTM", "ShuffleNet-like", "U-Net-like", "MobileNetV2", "BERT", "ViT", "Swin",
+    "nn.TransformerEncoder",
+)  # fmt: skip
 
 
 def test_the_readme_has_the_table_of_the_stored_results():
@@ -46,6 +52,13 @@ def test_a_network_that_is_not_the_zero_masked_one_is_seen():
     moved = msgspec.structs.replace(plan.groups[0], removed=tuple((index + 1) % 128 for index in others))
     wrong = msgspec.structs.replace(plan, groups=(moved, *plan.groups[1:]))
     assert difference(module, pruned, wrong, example) > 1e-3
+
+
+def test_the_parts_that_went_are_told_and_not_those_that_were_allowed():
+    plan = PruningPlan("l2", 8, 4, 2, groups=(), blocks=("layer.1",))
+    assert went(plan) == ("depth",)
+    assert went(msgspec.structs.replace(plan, groups=(PruningGroup("a", "Linear", 16, (0,)),))) == ("width", "depth")
+    assert went(msgspec.structs.replace(plan, groups=(PruningGroup("a", HEADS, 4, (0,)),))) == ("heads", "depth")
 
 
 def test_a_table_that_somebody_edited_is_seen():

@@ -104,6 +104,35 @@ def test_a_norm_without_factors_is_no_norm_to_judge_by():
     assert plan_pruning(module, example, step=Prune(macs=1.5, criterion="group_norm")).groups
 
 
+def removed(module, criterion, *, seed=0):
+    step = Prune(macs=1.5, criterion=criterion, round_to=8, training=Training(seed=seed))
+    return {group.layer: group.removed for group in plan_pruning(module, nets.TABLE, step=step).groups}
+
+
+def test_the_scale_of_the_batch_norm_says_which_channels_go():
+    module = nets.settled(nets.mlp)
+    chosen = np.random.default_rng(3).permutation(64)[:8]
+    with torch.no_grad():
+        module[1].weight[chosen] *= torch.tensor([-1e-3, 1e-3] * 4)
+        module[0].weight[chosen] *= 100.0
+    step = Prune(macs=1.5, criterion="bn_scale")
+    found = importance(module, hidden(module), step=step, order=0)
+    assert set(np.argsort(found)[:8]) == set(chosen)
+    assert list(np.argsort(found)) == list(np.argsort(module[1].weight.detach().abs().numpy()))
+    assert set(chosen.tolist()) <= set(removed(module, "bn_scale")["0"])
+    assert not set(chosen.tolist()) & set(removed(module, "l1").get("0", ()))
+
+
+def test_chance_takes_other_channels_than_weights_do_and_others_with_another_seed():
+    module = nets.settled(nets.mlp)
+    first, again, other = (removed(module, "random", seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["0"] != other["0"]
+    assert first["0"] != removed(module, "l1")["0"]
+    orders = [importance(module, hidden(module), step=Prune(macs=1.5, criterion="random"), order=n) for n in (0, 1)]
+    assert list(np.argsort(orders[0])) != list(np.argsort(orders[1]))
+
+
 def test_labels_that_are_no_classes_are_refused_before_gradients_are_taken():
     data = TrainingData(np.zeros((4, 3), np.float32), np.array([0, 1, 9, 0]))
     batches = gradient_batches(data, Training(), count=1)

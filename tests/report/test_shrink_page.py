@@ -49,6 +49,18 @@ def test_without_times_sizes_are_drawn_and_without_training_nothing():
     assert front_plot(msgspec.structs.replace(RECORD, trials=RECORD.trials[2:])) == ""
 
 
+def test_a_student_that_was_dropped_early_is_marked_in_plot_and_table():
+    early, late = (
+        msgspec.structs.replace(row, steps=steps, front=True)
+        for row, steps in zip(RECORD.trials[:2], (30, 90), strict=True)
+    )
+    record = msgspec.structs.replace(RECORD, trials=(early, late))
+    plot = front_plot(record)
+    assert (plot.count('class="dot front early"'), plot.count('class="dot front"')) == (1, 1)
+    assert "trained after 30 steps" in plot
+    assert {row[0]: row[8] for row in trial_rows(record)} == {"depth <1>": "○", "width": "●"}
+
+
 def test_the_page_is_whole_offline_and_escaped():
     page = shrink_html(RECORD)
     assert "&lt;net&gt;" in page
