@@ -144,6 +144,8 @@ def test_heads_by_names_that_nobody_knows_are_told_of():
 
 def test_a_block_goes_with_its_attention():
     module = built(Classifier, norm_first=True)
+    with torch.no_grad():
+        module.encoder.layers[1].self_attn.out_proj.weight *= 100  # silenced, it still gives back its input
     first, *blocks = find_blocks(module, SEQUENCE)
     assert "self_attn" in first.blocked
     assert [(block.name, block.blocked) for block in blocks] == [("encoder.layers.1", ""), ("encoder.layers.2", "")]
