@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.compression.macs import is_attention, is_weighted, observe
+from edgeexport.compression.macs import Call, is_attention, is_weighted, observe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,9 +100,9 @@ def _calls(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> list[s
 
     order: list[str] = []
 
-    def note(name: str, layer: Any, *_: Any) -> None:
-        if isinstance(layer, torch.nn.Linear):
-            order.append(name)
+    def note(call: Call) -> None:
+        if isinstance(call.layer, torch.nn.Linear):
+            order.append(call.name)
 
     observe(module, example, tell=note)
     return order

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport.compression.macs import observe
+from edgeexport.compression.macs import Call, observe
 from edgeexport.compression.price import Price, widths_of
 from edgeexport.records.base import digest
 from edgeexport.records.latency import LatencyTable, LayerCost, LayerShape, ShapeCosts
@@ -57,9 +57,9 @@ def layer_shapes(
     """
     found: dict[str, tuple[LayerShape, ...]] = {}
 
-    def note(name: str, layer: Any, given: torch.Tensor, _: torch.Tensor) -> None:
-        shape = msgspec.structs.replace(_shape(layer, given.shape), in_float=name in floats)
-        found[name] = (*found.get(name, ()), shape)
+    def note(call: Call) -> None:
+        shape = msgspec.structs.replace(_shape(call.layer, call.given.shape), in_float=call.name in floats)
+        found[call.name] = (*found.get(call.name, ()), shape)
 
     observe(module, example, tell=note)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of what is counted: the name of its weight, the layer, and the tensors that it reads and makes."""
+
+    name: str
+    layer: Any
+    given: torch.Tensor
+    made: torch.Tensor
 
 
 def tensors(example: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -37,10 +48,10 @@ def positions(module: torch.nn.Module, example: Mapping[str, np.ndarray]) -> dic
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, layer: Any, given: torch.Tensor, made: torch.Tensor) -> None:
-        tensor = given if getattr(layer, "transposed", False) else made
-        channels = tensor.shape[1] if hasattr(layer, "kernel_size") else tensor.shape[-1]
-        counts[name] = counts.get(name, 0) + tensor.numel() // channels
+    def count(call: Call) -> None:
+        tensor = call.given if getattr(call.layer, "transposed", False) else call.made
+        channels = tensor.shape[1] if hasattr(call.layer, "kernel_size") else tensor.shape[-1]
+        counts[call.name] = counts.get(call.name, 0) + tensor.numel() // channels
 
     observe(module, example, tell=count)
     batch = next(iter(example.values())).shape[0]
@@ -89,13 +100,8 @@ def weight_of(module: torch.nn.Module, name: str) -> torch.Tensor:
     return weight
 
 
-def observe(
-    module: torch.nn.Module,
-    example: Mapping[str, np.ndarray],
-    *,
-    tell: Callable[[str, Any, torch.Tensor, torch.Tensor], None],
-) -> None:
-    """Run the module on an example; `tell` gets name, layer, input and output at each call of what is counted.
+def observe(module: torch.nn.Module, example: Mapping[str, np.ndarray], *, tell: Callable[[Call], None]) -> None:
+    """Run the module on an example; `tell` gets each call of what is counted.
 
     A projection is told with its attention as the layer, and with what it reads as its output, which has as many rows.
     """
@@ -132,16 +138,17 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _hook(name: str, tell: Callable[..., None]) -> Any:
-    return lambda layer, given, made: tell(name, layer, given[0], made)
+def _hook(name: str, tell: Callable[[Call], None]) -> Any:
+    return lambda layer, given, made: tell(Call(name, layer, given[0], made))
 
 
-def _attention_hook(name: str, tell: Callable[..., None]) -> Any:
-    def hook(layer: Any, given: tuple[Any, ...], named: Mapping[str, Any], made: Any) -> None:
+def _attention_hook(name: str, tell: Callable[[Call], None]) -> Any:
+    def hook(layer: Any, *flow: Any) -> None:
+        given, named, made = flow
         read = [*given, *(named[each] for each in ("query", "key", "value") if each in named)]
         for each, rows in zip(PROJECTIONS, read, strict=False):
-            tell(_inside(name, each), layer, rows, rows)
-        tell(_inside(name, "out_proj"), layer, made[0], made[0])
+            tell(Call(_inside(name, each), layer, rows, rows))
+        tell(Call(_inside(name, "out_proj"), layer, made[0], made[0]))
 
     return hook
 

@@ -370,7 +370,7 @@ def test_steps_are_timed_anew_under_another_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(lessons, "model_key", lambda spec, *_, **__: spec.factory)
     work = SimpleNamespace(path=tmp_path, stage=lambda *_, key, **__: keys.append(key) or SimpleNamespace(record=None))
     recipe = Recipe(model=ModelSpec(factory="m:n", inputs={"x": (1, 3)}))
-    road = SimpleNamespace(workspace=work, recipe=recipe, data_key=lambda _: {})
+    road = SimpleNamespace(workspace=work, recipe=recipe, answers="classes", data_key=lambda _: {})
     student = SimpleNamespace(student=SimpleNamespace(plan={}))
     for teacher in (None, ModelSpec(factory="m:small"), ModelSpec(factory="m:large")):
         ground = SimpleNamespace(road=road, last="last", source="source", lesson=Distill(teacher=teacher))
