@@ -77,7 +77,7 @@ def judged_by(metric: Any) -> Demand | None:
 def must_train(recipe: Recipe) -> bool:
     """Whether a recipe trains on samples in any case."""
     return any(
-        step.qat == "always" if isinstance(step, Quantize) else not isinstance(step, Prune) or step.training.epochs > 0
+        step.qat == "always" if isinstance(step, Quantize) else not isinstance(step, Prune) or step.training.asked
         for step in recipe.step
     )
 
@@ -92,7 +92,7 @@ def _demand(step: Step, answers: Answers | None) -> Demand | None:
         used = learns_labels(training.loss, soft_share=step.soft_share, answers=answers_under(step, answers))
         told = f"{told}, soft_share = {step.soft_share:g}"
         return Demand(told, f"{_GIVE}, or say soft_share = 1.0: the teacher alone teaches") if named and used else None
-    if isinstance(step, Prune) and step.training.epochs <= 0:
+    if isinstance(step, Prune) and not step.training.asked:
         return None
     if isinstance(step, Prune) and not step.distil:
         return None if _of_user(training) else Demand(told, f"{_GIVE}, or say distil = true")

@@ -112,6 +112,10 @@ def test_whoever_has_a_teacher_learns_without_labels_and_says_so(desk):
         ([DISTIL.replace("steps = 6", 'loss = "mse"')], "step 1 `distill` learns labels by the loss 'mse'"),
         ([PRUNE, DISTIL + "soft_share = 0.5"], "step 2 `distill` learns labels by the loss 'cross_entropy', soft_"),
         ([PRUNE + "distil = false"], "step 1 `prune` learns labels by the loss 'cross_entropy'"),
+        (
+            [PRUNE.replace("steps = 2", "epochs = 0, steps = 2") + "distil = false"],
+            "step 1 `prune` learns labels by the loss 'cross_entropy'",
+        ),
         ([PRUNE.replace("steps = 2", 'loss = "bce"')], "step 1 `prune` learns labels by the loss 'bce'"),
         ([QUANTIZE.replace("steps = 2", 'loss = "mse"')], "step 1 `quantize` learns labels by the loss 'mse'"),
     ],
