@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport import ranks
 from edgeexport.errors import ModelError, StepFailed
 from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.attempts import attempted, given_up, why
@@ -116,7 +115,7 @@ def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, sou
 
 
 def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPlan]) -> Stage[PlannedRound]:
-    """The plan of a round and what was measured of it. An invalid measurement is not kept, so that it is made again."""
+    """The plan of a round and what was measured of it. An invalid measurement is made again the next time."""
 
     def make(_: Path) -> PlannedRound:
         road.progress(f"plan {at.name}", None)
@@ -135,11 +134,11 @@ def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPl
         **road.data_key("calibration"),
         "gradients": [road.data_key("train"), road.answers] if at.step.criterion == "taylor" else None,
     }
-    stage = road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound)
-    # Under `torchrun` others may be about to read it.
-    if _invalid(stage.record.timed) and ranks.count() == 1:
-        road.workspace.forget(stage)
-    return stage
+
+    def stale(known: PlannedRound) -> bool:
+        return bool(_invalid(known.timed))
+
+    return road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound, stale=stale)
 
 
 def _made(bench: Workbench, at: Round, *, done: Sequence[PruningPlan]) -> PlannedRound:
