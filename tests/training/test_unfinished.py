@@ -128,15 +128,8 @@ def test_the_steps_of_a_budget_are_worked_out_once(tmp_path):
 def stopped(settings, state, *, at=5):
     """A training that its user stopped before step `at`, and what it had learnt by then was saved."""
 
-    def stopping(batch, generator):
-        calls.append(1)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return batch
-
-    calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        train(network(), pictures(augment=stopping), loss=CROSS_ENTROPY, settings=settings, state=state)
+        train(network(), stopping(at, state)[0], loss=CROSS_ENTROPY, settings=settings, state=state)
 
 
 SETTINGS = Training(batch_size=16, steps=8)
