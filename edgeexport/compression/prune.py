@@ -205,7 +205,8 @@ def _check_fit(module: torch.nn.Module, plan: PruningPlan, *, example: Example) 
         layer = layers.get(group.layer)
         kind = "no such layer" if layer is None else f"{type(layer).__name__} of width {_width(layer)}"
         if group.kind == HEADS and group.layer in heads:
-            kind = f"{HEADS} of width {heads[group.layer].width}"
+            found = heads[group.layer]
+            kind = f"{HEADS} that must stay ({found.blocked})" if found.blocked else f"{HEADS} of width {found.width}"
         if kind != f"{group.kind} of width {group.width}":
             raise ModelError(
                 f"the pruning plan does not fit: `{group.layer}` is {kind}, "

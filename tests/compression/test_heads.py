@@ -10,6 +10,7 @@ import torch
 from edgeexport.compression.heads import find_heads
 from edgeexport.compression.macs import tensors
 from edgeexport.compression.prune import apply_pruning, plan_pruning
+from edgeexport.errors import ModelError
 from edgeexport.records.base import from_json, to_json
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Prune
@@ -103,3 +104,12 @@ def test_heads_whose_layers_are_tied_stay_by_name_and_the_others_go(layer, other
     assert {group.layer for group in plan.groups} <= {f"layer.{number}.attention.query" for number in range(3)} - tied
     pruned = apply_pruning(module, plan, example=SEQUENCE)
     assert list(dict(pruned.named_parameters())) == names
+
+
+def test_a_stored_plan_for_heads_that_are_tied_in_another_network_is_refused_by_name():
+    plan = plan_pruning(encoder(), SEQUENCE, step=Prune(macs=1.05, parts=("heads",)))
+    tied = encoder()
+    first, second = (tied.get_submodule(f"layer.{number}.attention.query") for number in (0, 1))
+    second.weight = first.weight
+    with pytest.raises(ModelError, match=r"is heads that must stay .*shares its weights with another layer"):
+        apply_pruning(tied, plan, example=SEQUENCE)
