@@ -15,7 +15,7 @@ import msgspec
 
 from edgeexport import graph, quantization, runtimes
 from edgeexport.pipeline.gates import SPINE_RUNTIME
-from edgeexport.pipeline.lower import INT8, Lane, calibrated
+from edgeexport.pipeline.lower import INT8, Lane, calibrated, cut_away
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -54,9 +54,10 @@ def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Sta
 
 
 def planned(lane: Lane, rung: TorchRung, *, choice: Static, ranges: Ranges) -> QuantizationPlan:
-    """Plan a rung's integers, with the nodes that static int8 leaves in float."""
-    path = spine_path(rung)
-    kept = left_in_float(path, ranges, asked=choice.keep_float)
+    """Plan a rung's integers, with the nodes that static int8 leaves in float, as far as they were not cut away."""
+    path, gone = spine_path(rung), cut_away(lane, rung, names=choice.keep_float)
+    asked = {name: reason for name, reason in choice.keep_float.items() if name not in gone}
+    kept = left_in_float(path, ranges, asked=asked)
     return quantization.plan_quantization(path, ranges, numbers=lane.target.numbers(), keep_float=kept)
 
 

@@ -6,15 +6,16 @@ row, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport import quantization, runtimes
+from edgeexport import graph, quantization, runtimes
 from edgeexport.errors import ConverterFailed, DataError, EdgeExportError, ModelError
+from edgeexport.pipeline.attempts import why
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
 from edgeexport.pipeline.road import Road
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -121,7 +122,7 @@ def fp32_candidate(lane: Lane, rung: TorchRung) -> Candidate | Rung:
 def _unbuilt(lane: Lane, rung: TorchRung, *, name: str, error: EdgeExportError) -> Rung:
     """The row of what could not be built: it shows the spine that it would have been made from."""
     form = form_of(name)
-    reason = f"{form} cannot be built: {error}"
+    reason = f"{form} cannot be built: {why(error)}"
     return Rung(name, form, lane.target.name, rung.spine.record.artifact, "rolled back", reason)
 
 
@@ -158,7 +159,7 @@ def _gated(
         artifact=lowered.record.artifact,
         status="kept",
         parity=quantized.record.parity if quantized else lowered.record.parity,
-        notes=(*(quantized.record.notes if quantized else ()), *lowered.record.notes),
+        notes=(*(_told(lane, rung, quantized=quantized) if quantized else ()), *lowered.record.notes),
     )
     candidate = Candidate(row, lowered, rung, quantized)
     reason = _parity_reason(lowered, quantized)
@@ -170,6 +171,25 @@ def _gated(
     if reason:
         row = msgspec.structs.replace(row, status="rolled back", reason=reason)
     return Candidate(row, lowered, rung, quantized)
+
+
+def _told(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized]) -> tuple[str, ...]:
+    """What is to be said of a reduced form: of the nodes, too, that the recipe keeps in float and that are gone."""
+    step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
+    gone = cut_away(lane, rung, names=step.keep_float) if step else []
+    return (*quantized.record.notes, *(f"`{name}` is not kept in float: it was cut away" for name in gone))
+
+
+def cut_away(lane: Lane, rung: TorchRung, *, names: Iterable[str]) -> list[str]:
+    """Return those of the named nodes that the source has and a rung has no longer."""
+    asked = list(names)
+    if not asked:
+        return []
+    had, has = (
+        {node.name for node in graph.load(each.spine.folder / each.spine.record.artifact.path).graph.node}
+        for each in (lane.source, rung)
+    )
+    return [name for name in asked if name in had - has]
 
 
 def for_target(lane: Lane, candidate: Candidate) -> Candidate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from edgeexport import data
+from edgeexport import data, graph, quantization
 from edgeexport.errors import ModelError, StepFailed
 from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
@@ -74,6 +74,7 @@ def climb(road: Road, bar: float | None, *, target: Target, device: str | None =
     """
     steps = road.recipe.step
     source = source_rung(road, next((step for step in steps if isinstance(step, Train)), None))
+    _check_floats(road, source)
     standing, rows = [source], [_row(source, "")]
     for step in steps:
         for take in _moves(road, step, begin=standing[-1], place=(target, device)):
@@ -84,6 +85,14 @@ def climb(road: Road, bar: float | None, *, target: Target, device: str | None =
                 break
             standing.append(made)
     return TorchRoad(tuple(standing), tuple(rows))
+
+
+def _check_floats(road: Road, source: TorchRung) -> None:
+    """Refuse what is to stay in float and is not there, before trainings; a student of the user's may have it alone."""
+    steps = road.recipe.step
+    asked = [name for step in steps if isinstance(step, Quantize) for name in step.keep_float]
+    if asked and not any(isinstance(step, Distill) and isinstance(step.student, ModelSpec) for step in steps):
+        quantization.check_nodes(graph.load(source.spine.folder / source.spine.record.artifact.path), asked)
 
 
 def _named_apart(made: TorchRung | Rung, rows: Sequence[Rung]) -> TorchRung | Rung:

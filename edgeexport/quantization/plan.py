@@ -7,7 +7,7 @@ The rule: a scale is a normal float32 above zero, whatever the data; every range
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def plan_quantization(
     model = prepared(graph.load(model_path))
     if graph.standard_opset(model) < _LEAST_OPSET:
         raise ModelError(f"{model_path}: opset {graph.standard_opset(model)}, per-channel scales need {_LEAST_OPSET}")
-    _check_names(model, keep_float or {})
+    check_nodes(model, keep_float or {})
     nodes, kept = choose(model, keep_float or {})
     if not nodes:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
@@ -181,9 +181,10 @@ def _check_digest(model_path: Path, ranges: Ranges) -> None:
         )
 
 
-def _check_names(model: ModelProto, keep_float: Mapping[str, str]) -> None:
+def check_nodes(model: ModelProto, names: Iterable[str]) -> None:
+    """Raise RequestError for the name of a node to keep in float that the model has not."""
     known = [node.name for node in model.graph.node]
-    for name in keep_float:
+    for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             tip = f"did you mean {close[0]!r}?" if close else ""

@@ -283,9 +283,9 @@ class Prune(Record, tag_field="do", tag="prune"):
 class Quantize(Record, tag_field="do", tag="quantize"):
     """Int8 in the target's number format: `methods` in order until the gate holds, then the remedies for what failed.
 
-    keep_float: nodes that stay in float whatever they cost. improve: "if-needed" changes weights (equalization, bias
-    correction, learned rounding) when plain int8 loses too much; "always" builds those forms too and takes the one that
-    loses least; "never" leaves weights as they are.
+    keep_float: nodes that stay in float whatever they cost; of one that was cut away, a note is left. improve:
+    "if-needed" changes weights (equalization, bias correction, learned rounding) when plain int8 loses too much;
+    "always" builds those forms too and takes the one that loses least; "never" leaves weights as they are.
     memory_limit_mb: what the process may hold while it calibrates; under a tight one samples are read several times.
     qat: "if-needed" trains weights for their integers, against the source's outputs, when all that loses too much and
     there are samples to train on (`data.train`, or a pool that another step trains on); "always" trains at once.

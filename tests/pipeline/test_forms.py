@@ -89,7 +89,7 @@ def test_one_calibration_sample_is_too_few_for_linear_forms_and_does_not_end_the
     assert desk.run() == 0
     rows = _rows(desk)
     told = rows["source int8 linear layers"]["reason"]
-    assert "int8 cannot be built: 1 samples cannot both calibrate and compare" in told
+    assert "int8 cannot be built: 1 samples cannot both calibrate and compare; give at least two" in told
     assert any(row["status"] == "shipped" for row in rows.values())
 
 
