@@ -62,7 +62,7 @@ DISTIL = Distill(
     temperature=4.0,
     soft_share=0.9,
     training=msgspec.structs.replace(
-        TUNE, epochs=24 * SCALE, optimizer="tests.benchmarks.muon:muon", learning_rate=0.008, views=VIEWS
+        TUNE, epochs=24 * SCALE, optimizer="tests.benchmarks.muon:muon", learning_rate=0.012, views=VIEWS
     ),
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
