@@ -143,10 +143,10 @@ def test_what_a_net_leaves_in_float_is_in_float_where_it_is_timed(desk, asked):
         assert [name for name, (shape,) in shapes.items() if shape.in_float] == ["front", *asked]
 
 
-def test_a_float_that_was_cut_away_is_not_missed_and_one_that_never_was_is_told_before_any_training(desk):
+def test_a_float_that_was_cut_away_is_not_missed_and_one_that_never_was_is_told(desk):
     desk.write("models.py", FRONT)
-    desk.edit("recipe.toml", 'do = "quantize"', 'do = "quantize"\nkeep_float = ["won"]')
-    with benched(desk) as bench:
+    with benched(desk) as found:
+        bench = replace(found, place=replace(found.place, keep_float=("won",)))
         assert rebuilt(bench).exists()
         with pytest.raises(RequestError, match="no node 'won'"):
             bench.present()
