@@ -17,7 +17,7 @@ import msgspec
 
 from edgeexport import quantization, ranks, runtimes
 from edgeexport.errors import DataError, DeviceError, EdgeExportError, ModelError
-from edgeexport.pipeline.forms import PACKAGES, reduced_parity, spine_path
+from edgeexport.pipeline.forms import PACKAGES, reduced_parity
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibration_feeds
 from edgeexport.pipeline.timing import MODE, Ready, device_for, lasting, ratio
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -83,7 +83,7 @@ def half_form(lane: Lane, rung: TorchRung) -> Iterator[Form]:
 
     def make(folder: Path) -> Quantized:
         out = folder / INT8
-        half = quantization.to_half(spine_path(rung), calibration_feeds(lane.road, rung), out=out)
+        half = quantization.to_half(rung.path, calibration_feeds(lane.road, rung), out=out)
         told = f"{half.tensor!r} reaches {half.largest:.4g}, float16 holds {half.headroom:.3g} times that"
         return compared(lane, rung, folder=folder, maker="to float16", notes=(told,))
 
@@ -113,9 +113,7 @@ def form_choice(lane: Lane, rung: TorchRung) -> Stage[FormChoice]:
     def make(folder: Path) -> FormChoice:
         road.progress(f"try int8 forms of {rung.name}'s linear layers", None)
         feeds = first_feeds(lane, rung, count=SAMPLES)
-        return quantization.choose_encoder_form(
-            spine_path(rung), feeds, numbers=numbers, folder=folder, progress=road.detail
-        )
+        return quantization.choose_encoder_form(rung.path, feeds, numbers=numbers, folder=folder, progress=road.detail)
 
     key = {
         "spine": rung.spine.record.artifact.digest,
@@ -156,7 +154,7 @@ def _by_time(lane: Lane, rung: TorchRung, *, made: Stage[FormChoice]) -> Stage[F
 def _timer(lane: Lane, rung: TorchRung, *, machine: Device, folder: Path) -> Callable[[Path], float | str]:
     """Return what measures a form beside fp32, each as it runs on the target: a share of fp32's time, or why not."""
     feeds = list(lane.road.parity_feeds(rung.spine.record.signature))
-    spine = spine_path(rung)
+    spine = rung.path
 
     def ready(quantized: Path | None) -> Ready:
         samples = lambda: calibration_feeds(lane.road, rung)  # noqa: E731

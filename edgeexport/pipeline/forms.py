@@ -55,7 +55,7 @@ def static(lane: Lane, rung: TorchRung, *, choice: Static, of: TorchRung) -> Sta
 
 def planned(lane: Lane, rung: TorchRung, *, choice: Static, ranges: Ranges) -> QuantizationPlan:
     """Plan a rung's integers, with the nodes that static int8 leaves in float, as far as they were not cut away."""
-    path, gone = spine_path(rung), cut_away(lane, rung, names=choice.keep_float)
+    path, gone = rung.path, cut_away(lane, rung, names=choice.keep_float)
     asked = {name: reason for name, reason in choice.keep_float.items() if name not in gone}
     kept = left_in_float(path, ranges, asked=asked)
     return quantization.plan_quantization(path, ranges, numbers=lane.target.numbers(), keep_float=kept)
@@ -86,7 +86,7 @@ def written(
 ) -> Quantized:
     """Apply a plan to a rung's spine in `folder`, and compare the file with the spine of `of`."""
     out = folder / INT8
-    quantization.quantize(spine_path(rung), plan, out=out)
+    quantization.quantize(rung.path, plan, out=out)
     digest = rung.spine.record.artifact.digest
     artifact = Artifact(INT8, "onnx", file_digest(out), out.stat().st_size, digest, f"quantize {plan.method}")
     parity = reduced_parity(lane.road, rung, out=out, sqnr_db=lane.target.tolerance.int8_sqnr_db, of=of)
@@ -102,18 +102,13 @@ def reduced_parity(road: Road, rung: TorchRung, *, out: Path, sqnr_db: float, of
     runtime = runtimes.get(SPINE_RUNTIME)
     feeds = list(road.parity_feeds(spine.signature))
     labels = (spine.artifact.digest, file_digest(out))
-    reference = runtime.open(spine_path(of)).run
+    reference = runtime.open(of.path).run
     parity = compare_sessions(reference, runtime.open(out).run, samples=feeds, artifacts=labels, sqnr_db=sqnr_db)
     if parity.holds:
         return parity
-    below = graph.load(spine_path(rung))
+    below = graph.load(rung.path)
     begins = first_divergence(below, graph.load(out), feeds=feeds[0], sqnr_db=sqnr_db)
     return msgspec.structs.replace(parity, first_divergence=begins)
-
-
-def spine_path(rung: TorchRung) -> Path:
-    """Where the fp32 ONNX file of a rung lies."""
-    return rung.spine.folder / rung.spine.record.artifact.path
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ def rework(road: Road, rung: TorchRung, *, change: Rework) -> TorchRung:
     def make(folder: Path) -> Spine:
         road.progress(f"{change.name} {rung.name}", None)
         out = folder / SPINE
-        notes = change.write(spine_path(rung), out)
+        notes = change.write(rung.path, out)
         artifact = Artifact(SPINE, "onnx", file_digest(out), out.stat().st_size, spine.artifact.digest, change.name)
         return msgspec.structs.replace(spine, artifact=artifact, parity=None, notes=notes)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeexport import graph, quantization, runtimes
+from edgeexport import quantization, runtimes
 from edgeexport.errors import ConverterFailed, DataError, EdgeExportError, ModelError
 from edgeexport.pipeline.attempts import why
 from edgeexport.pipeline.gates import SPINE_RUNTIME, Runnable, drop_gate, scored
@@ -174,9 +174,9 @@ def _gated(
 
 
 def _told(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized]) -> tuple[str, ...]:
-    """What is to be said of a reduced form: of the nodes, too, that the recipe keeps in float and that are gone."""
+    """What is to be said of a reduced form: of a planned one, too, what should stay in float and is gone."""
     step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
-    gone = cut_away(lane, rung, names=step.keep_float) if step else []
+    gone = cut_away(lane, rung, names=step.keep_float) if step and quantized.record.plan else []
     return (*quantized.record.notes, *(f"`{name}` is not kept in float: it was cut away" for name in gone))
 
 
@@ -185,10 +185,7 @@ def cut_away(lane: Lane, rung: TorchRung, *, names: Iterable[str]) -> list[str]:
     asked = list(names)
     if not asked:
         return []
-    had, has = (
-        {node.name for node in graph.load(each.spine.folder / each.spine.record.artifact.path).graph.node}
-        for each in (lane.source, rung)
-    )
+    had, has = (set(quantization.node_names(each.path)) for each in (lane.source, rung))
     return [name for name in asked if name in had - has]
 
 
@@ -231,7 +228,7 @@ def describe(parity: Parity) -> str:
 def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> Stage[Ranges]:
     """Collect the ranges of a spine's tensors over the calibration split."""
     spine = rung.spine.record
-    path = rung.spine.folder / spine.artifact.path
+    path = rung.path
     step = next((step for step in road.recipe.step if isinstance(step, Quantize)), None)
     collected = {
         "spine": spine.artifact.digest,
@@ -266,7 +263,7 @@ def _lowered(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized] | None)
     def make(folder: Path) -> Lowered:
         road.progress(f"convert {rung.name} to {'int8' if quantized else 'fp32'} for {target.name}", None)
         job = Conversion(
-            spine=rung.spine.folder / rung.spine.record.artifact.path,
+            spine=rung.path,
             quantized=quantized.folder / INT8 if quantized else None,
             ranges=quantized.record.ranges if quantized else None,
             plan=quantized.record.plan if quantized else None,
@@ -299,7 +296,7 @@ def _converted_parity(
 ) -> Parity:
     """Compare a converted file, run in its own runtime, with the ONNX file that it stands for."""
     spine = rung.spine.record
-    below = quantized.folder / INT8 if quantized else rung.spine.folder / spine.artifact.path
+    below = quantized.folder / INT8 if quantized else rung.path
     run, _ = Runnable("", out, lane.target.runtime, options, spine.signature).open()
     labels = (file_digest(below), file_digest(out))
     tolerance = lane.target.tolerance

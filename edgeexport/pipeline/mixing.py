@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgeexport import quantization
 from edgeexport.pipeline.encoders import first_feeds
-from edgeexport.pipeline.forms import PACKAGES, spine_path
+from edgeexport.pipeline.forms import PACKAGES
 from edgeexport.pipeline.lower import INT8, Candidate, Lane
 from edgeexport.pipeline.timing import device_for, lasting
 from edgeexport.records.sensitivity import Sensitivity
@@ -39,7 +39,7 @@ def float_layers(lane: Lane, tried: Candidate) -> list[dict[str, str]]:
 
 
 def _sensitivity(lane: Lane, tried: Candidate, *, plan: QuantizationPlan, below: Stage[Quantized]) -> Sensitivity:
-    road, spine = lane.road, spine_path(tried.rung)
+    road, spine = lane.road, tried.rung.path
     machine, _ = device_for(lane.target, lane.device)
     here = machine if machine is not None and machine.name == LOCAL and lane.target.runtime == "ort" else None
     options = tried.lowered.record.session_options

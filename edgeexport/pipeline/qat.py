@@ -16,7 +16,7 @@ import msgspec
 
 from edgeexport import quantization
 from edgeexport.pipeline.encoders import RUNTIME, compared, form_choice, is_encoder
-from edgeexport.pipeline.forms import Rework, Static, rework, spine_path, written
+from edgeexport.pipeline.forms import Rework, Static, rework, written
 from edgeexport.pipeline.lower import INT8, Built, Form, Lane, calibrated
 from edgeexport.pipeline.reweighting import Way, static_int8
 from edgeexport.pipeline.road import training_key
@@ -88,14 +88,14 @@ def _encoder(lane: Lane, rung: TorchRung, *, step: Quantize) -> Built:
     job = _Job(
         start,
         step,
-        lambda: _linear_plan(spine_path(start), ranges.record, numbers=numbers),
+        lambda: _linear_plan(start.path, ranges.record, numbers=numbers),
         "encoder",
         {"ranges": ranges.key, "numbers": msgspec.to_builtins(numbers), "of": rung.spine.record.artifact.digest},
     )
     stage, changed = _trained(lane, job)
 
     def write(folder: Path) -> Quantized:
-        quantization.quantize_static_encoder(spine_path(changed), stage.record.plan, out=folder / INT8)
+        quantization.quantize_static_encoder(changed.path, stage.record.plan, out=folder / INT8)
         return compared(lane, rung, folder=folder, maker=f"quantize {NAME} static", notes=stage.record.notes)
 
     key = {NAME: stage.key, "tolerance": lane.target.tolerance.int8_sqnr_db}
@@ -126,7 +126,7 @@ def _rewritten(lane: Lane, rung: TorchRung) -> TorchRung:
 def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
     """Train, as one stage; return it, and the rung with the trained weights."""
     road, recipe, rung = lane.road, lane.road.recipe, job.rung
-    path, source = spine_path(rung), lane.source
+    path, source = rung.path, lane.source
 
     def make(folder: Path) -> Refined:
         from edgeexport.quantization.qat import train_quantized
@@ -163,7 +163,7 @@ def _trained(lane: Lane, job: _Job) -> tuple[Stage[Refined], TorchRung]:
 def _lesson(lane: Lane, step: Quantize, *, form: Any, state: Path) -> Lesson:
     from edgeexport.quantization.qat import Lesson
 
-    teacher = spine_path(lane.source)
+    teacher = lane.source.path
     return Lesson(
         step.training,
         teacher,

@@ -13,7 +13,7 @@ import msgspec
 
 from edgeexport import quantization, runtimes
 from edgeexport.errors import ModelError
-from edgeexport.pipeline.forms import Static, planned, spine_path, written
+from edgeexport.pipeline.forms import Static, planned, written
 from edgeexport.pipeline.lower import Built, Candidate, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.timing import MODE, Ready, device_for, lasting, ratio
@@ -49,7 +49,7 @@ def repaired(lane: Lane, slow: Candidate, *, choice: Static, of: TorchRung) -> B
 
     def make(folder: Path) -> Refined:
         bench = _bench(lane, slow, choice=choice, machine=machine)
-        found = quantization.repair(spine_path(rung), plan, bench=bench, folder=folder, progress=lane.road.detail)
+        found = quantization.repair(rung.path, plan, bench=bench, folder=folder, progress=lane.road.detail)
         kept = folder / SPINE
         kept.write_bytes(found.spine.read_bytes())
         for leftover in [path for path in folder.iterdir() if path != kept]:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeexport import quantization
-from edgeexport.pipeline.forms import Rework, Static, planned, rework, spine_path, static, static_key, written
+from edgeexport.pipeline.forms import Rework, Static, planned, rework, static, static_key, written
 from edgeexport.pipeline.lower import Built, Lane, calibrated, calibration_feeds
 from edgeexport.pipeline.spine import SPINE
 from edgeexport.pipeline.torch_rungs import TorchRung
@@ -63,7 +63,7 @@ def refined(lane: Lane, rung: TorchRung, *, choice: Static, how: Refinement, of:
     """Plan a rung, change its weights to suit the plan, and quantize the result."""
     road = lane.road
     ranges = calibrated(road, rung, method=choice.method, symmetric=lane.target.numbers().symmetric_activations)
-    path = spine_path(rung)
+    path = rung.path
 
     def make(folder: Path) -> Refined:
         road.progress(f"change weights of {of.name} ({how})", 0.0)

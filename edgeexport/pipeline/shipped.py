@@ -52,7 +52,7 @@ def samples_for(road: Road, place: Place, *, signature: Signature) -> list[Feeds
 
 def remaining(place: Place, path: Path) -> Place:
     """Return the place without those of its floats that an .onnx file does not have: they were cut away."""
-    names = {node.name for node in graph.load(path).graph.node}
+    names = quantization.node_names(path)
     return replace(place, keep_float=tuple(name for name in place.keep_float if name in names))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from edgeexport import data, graph, quantization
+from edgeexport import data, quantization
 from edgeexport.errors import ModelError, StepFailed
 from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
@@ -51,6 +51,11 @@ class TorchRung:
     spine: Stage[Spine]
     scored: Scored
     notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where its spine, the fp32 ONNX file, lies."""
+        return self.spine.folder / self.spine.record.artifact.path
 
     @property
     def runnable(self) -> Runnable:
@@ -92,7 +97,7 @@ def _check_floats(road: Road, source: TorchRung) -> None:
     steps = road.recipe.step
     asked = [name for step in steps if isinstance(step, Quantize) for name in step.keep_float]
     if asked and not any(isinstance(step, Distill) and isinstance(step.student, ModelSpec) for step in steps):
-        quantization.check_nodes(graph.load(source.spine.folder / source.spine.record.artifact.path), asked)
+        quantization.check_nodes(asked, known=quantization.node_names(source.path))
 
 
 def _named_apart(made: TorchRung | Rung, rows: Sequence[Rung]) -> TorchRung | Rung:

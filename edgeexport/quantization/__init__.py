@@ -20,6 +20,7 @@ from edgeexport.quantization.integer import quantize_dynamic as quantize_dynamic
 from edgeexport.quantization.integer import quantize_static_encoder as quantize_static_encoder
 from edgeexport.quantization.outliers import split_outliers as split_outliers
 from edgeexport.quantization.plan import check_nodes as check_nodes
+from edgeexport.quantization.plan import node_names as node_names
 from edgeexport.quantization.plan import plan_quantization as plan_quantization
 from edgeexport.quantization.qat import Lesson as Lesson
 from edgeexport.quantization.qat import train_quantized as train_quantized

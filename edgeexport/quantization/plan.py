@@ -7,7 +7,7 @@ The rule: a scale is a normal float32 above zero, whatever the data; every range
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def plan_quantization(
     model = prepared(graph.load(model_path))
     if graph.standard_opset(model) < _LEAST_OPSET:
         raise ModelError(f"{model_path}: opset {graph.standard_opset(model)}, per-channel scales need {_LEAST_OPSET}")
-    check_nodes(model, keep_float or {})
+    check_nodes(keep_float or {}, known=_names(model))
     nodes, kept = choose(model, keep_float or {})
     if not nodes:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
@@ -181,9 +181,17 @@ def _check_digest(model_path: Path, ranges: Ranges) -> None:
         )
 
 
-def check_nodes(model: ModelProto, names: Iterable[str]) -> None:
-    """Raise RequestError for the name of a node to keep in float that the model has not."""
-    known = [node.name for node in model.graph.node]
+def node_names(model_path: Path) -> list[str]:
+    """Return the nodes of a float file by the names that a plan knows them by: those without a name have one there."""
+    return _names(prepared(graph.load(model_path)))
+
+
+def _names(model: ModelProto) -> list[str]:
+    return [node.name for node in model.graph.node]
+
+
+def check_nodes(names: Iterable[str], *, known: Sequence[str]) -> None:
+    """Raise RequestError for the name of a node to keep in float that is not among the known ones."""
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

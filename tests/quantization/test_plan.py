@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from edgeexport import graph
 from edgeexport.errors import DataError, ModelError, RequestError
-from edgeexport.quantization import calibrate, plan_quantization
+from edgeexport.quantization import calibrate, node_names, plan_quantization
 from edgeexport.quantization.plan import LEAST_SCALE, activation_point, weight_scales
 from edgeexport.records.base import from_json, to_json
 from edgeexport.records.plan import QuantizationPlan
@@ -166,6 +166,17 @@ def test_ranges_of_another_model_are_refused(tmp_path: Path) -> None:
     ranges = calibrate(one, pictures(1), samples_digest="sha256:0")
     with pytest.raises(DataError, match="belong to the model"):
         plan_quantization(other, ranges, numbers=U8)
+
+
+def test_nodes_without_a_name_go_by_the_one_that_the_plan_gives_them(tmp_path: Path) -> None:
+    path = small_resnet(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    first.name = ""
+    onnx.save(model, path)
+    name = f"Conv:{first.output[0]}"
+    assert name in node_names(path)
+    assert planned(path, keep_float={name: "asked for"}).keep_float[name] == "asked for"
 
 
 def test_a_missing_range_is_named(tmp_path: Path) -> None:
