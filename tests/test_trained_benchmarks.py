@@ -26,6 +26,7 @@ from tests.benchmarks import resnet56 as benchmark
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.kept import trained
+from tests.benchmarks.mixing import cut_mixed
 from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
 from tests.benchmarks.resnet56 import SOURCES, AskedTwice, Mirrored, chosen, control_epochs, cut, spread, taught
@@ -191,6 +192,22 @@ def test_a_training_that_moves_no_integer_is_told_from_one_that_does(tmp_path: P
         output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
         onnx.save(helper.make_model(helper.make_graph([node], "net", [], [output], points)), path)
     assert [moved_integers(files[0], path) for path in files[1:]] == [0.0, 0.25]
+
+
+def test_pieces_of_other_pictures_stand_in_half_of_the_mixed_ones_and_nothing_else_does() -> None:
+    pictures = np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1) * np.ones((1, 3, 32, 32), np.float32)
+    found = cut_mixed(pictures, np.random.default_rng(0))
+    held = [set(np.unique(each)) - {0.0} for each in found]  # zeros come from outside of a shifted picture
+    assert all(held[index] <= {index + 1, 8 - index} for index in range(4))
+    assert any(len(each) == 2 for each in held[:4])
+    assert held[4:] == [{5.0}, {6.0}, {7.0}, {8.0}]
+    np.testing.assert_array_equal(found, cut_mixed(pictures, np.random.default_rng(0)))
+    shares = [np.mean(each == 8 - index) for seed in range(50) for index, each in _mixed(pictures, seed)]
+    assert 0.35 < float(np.mean(shares)) < 0.55  # half, less what fell on zeros
+
+
+def _mixed(pictures: np.ndarray, seed: int) -> list[tuple[int, np.ndarray]]:
+    return list(enumerate(cut_mixed(pictures, np.random.default_rng(seed))))[:4]
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 16), (8, 8)])
