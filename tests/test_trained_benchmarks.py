@@ -30,6 +30,7 @@ from tests.benchmarks.mixing import cut_mixed
 from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
 from tests.benchmarks.resnet56 import SOURCES, AskedTwice, Mirrored, chosen, control_epochs, cut, spread, taught
+from tests.benchmarks.sides import results, sides
 from tests.real import keywords
 
 SOURCE = SOURCES["resnet56"]
@@ -67,6 +68,29 @@ def test_varied_clips_keep_their_shape_have_silence_in_them_and_repeat_with_the_
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
     assert ((np.abs(one) < 0.05).sum(axis=1) >= keywords.RATE // 10).all()
+
+
+def test_half_of_the_mixed_clips_have_another_one_in_them_and_the_others_are_varied_ones() -> None:
+    clips = np.random.default_rng(0).uniform(0.1, 1, (8, keywords.SAMPLES)).astype(np.float32)
+    one, same, varied = (
+        augment(clips, np.random.default_rng(1)) for augment in (keywords.mixed, keywords.mixed, keywords.varied)
+    )
+    assert (one.shape, one.dtype) == (clips.shape, clips.dtype)
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(one[4:], varied[4:])
+    for clip, own, other in zip(one[:4], varied, varied[::-1], strict=False):
+        share = float(np.dot(clip - own, other - own) / np.dot(other - own, other - own))
+        assert 0 < share < 1
+        np.testing.assert_allclose(clip, own + share * (other - own), atol=1e-5)
+
+
+def test_sides_have_one_thread_each_and_one_that_fails_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with sides() as pool:
+        threads = [pool.submit(torch.get_num_threads) for _ in range(2)]
+        assert results(threads) == [1, 1]
+        with pytest.raises(ZeroDivisionError):
+            results([pool.submit(divmod, 1, 1), pool.submit(divmod, 1, 0)])
+    assert "failed: integer division" in capfd.readouterr().err
 
 
 def test_a_network_that_was_trained_is_read_back_and_one_of_another_key_is_trained(tmp_path: Path) -> None:

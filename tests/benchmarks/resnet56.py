@@ -14,13 +14,10 @@ import copy
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +43,7 @@ from tests.benchmarks.beside import speed_up
 from tests.benchmarks.cost import step_costs
 from tests.benchmarks.host import host_target
 from tests.benchmarks.kept import kept_file, trained, written
+from tests.benchmarks.sides import THREADS, results, sides
 from tests.benchmarks.wheels import CACHE
 from tests.needs import DATA
 from tests.real import models
@@ -73,7 +71,6 @@ DISTIL = Distill(
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CALIBRATION = 256
-THREADS = 1
 INPUTS: Any = {"image": (1, 3, 32, 32)}
 
 Fit = Callable[[nn.Module, Path | None], TrainingRecord]
@@ -125,16 +122,12 @@ def run(name: str = "resnet56") -> tuple[dict[str, Any], dict[str, Bar]]:
     source = place / "source.onnx"
     edgeexport.export(released(of), INPUTS, out=source, samples=_feeds(heard, 1))
     kept = chosen(of, source, data=heard, folder=place)
-    with ProcessPoolExecutor(2, get_context("spawn"), initializer=_begin) as pool:
+    with sides() as pool:
         costs = pool.submit(_costs, of, place, kept=kept, made_by=made_by).result()
         epochs = control_epochs(costs)
-        sides = (
-            pool.submit(_compress, of, place, kept=kept, made_by=made_by),
-            pool.submit(_control, of, place, epochs=epochs, made_by=made_by),
-        )
-        for side in sides:
-            side.add_done_callback(_blame)
-        spent = [side.result() for side in sides]
+        compressed = pool.submit(_compress, of, place, kept=kept, made_by=made_by)
+        control_side = pool.submit(_control, of, place, epochs=epochs, made_by=made_by)
+        spent = results([compressed, control_side])
     torch.set_num_threads(THREADS)
     with Workspace(place / "work") as work:
         teacher, student = taught(of, work, data=heard, kept=kept, made_by=made_by)
@@ -222,25 +215,6 @@ def trained_on(of: Source, work: Workspace, *, data: TrainingData, epochs: float
     key = {"tune": msgspec.to_builtins(TUNE), "threads": THREADS, "made_by": made_by, "control": epochs}
     tuning = _tuning(data, epochs, who="control")
     return trained(work, "control", key=key, build=partial(released, of), fit=tuning)
-
-
-def _begin() -> None:
-    """Compute in one thread, and end with the process that started this one: one left behind holds its workspace."""
-    torch.set_num_threads(THREADS)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _blame(side: Future[float]) -> None:
-    """Say at once why a side failed: the other may have long to go."""
-    if (error := side.exception()) is not None:
-        sys.stderr.write(f"failed: {error}\n")
 
 
 def _costs(of: Source, place: Path, *, kept: Kept, made_by: Sequence[str]) -> dict[str, float]:

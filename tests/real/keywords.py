@@ -86,6 +86,18 @@ def varied(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return (made * gains + noise).astype(np.float32)
 
 
+def mixed(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Augmentation without labels: `varied`, and into every clip of the first half of the batch another one is mixed.
+
+    The shares of the two are uniform, as in mixup (Zhang et al. 2018, arXiv:1710.09412): for trainings in which a
+    teacher says what is to be heard.
+    """
+    made = varied(batch, generator)
+    others, half = made[::-1], len(made) // 2
+    shares = generator.uniform(0, 1, (half, 1)).astype(np.float32)
+    return np.concatenate([made[:half] * (1 - shares) + others[:half] * shares, made[half:]])
+
+
 def _mel_filters() -> np.ndarray:
     """Triangular filters, evenly spaced on the mel scale (O'Shaughnessy), as (MELS, FRAME // 2 + 1)."""
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), MELS + 2) / 2595) - 1)
