@@ -42,5 +42,5 @@ def _begin() -> None:
 
 
 def _blame(side: Future[Any]) -> None:
-    if not side.cancelled() and (error := side.exception()) is not None:
+    if (error := side.exception()) is not None:
         sys.stderr.write(f"failed: {error}\n")
