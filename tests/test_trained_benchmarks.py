@@ -67,7 +67,22 @@ def test_varied_clips_keep_their_shape_have_silence_in_them_and_repeat_with_the_
     assert (one.shape, one.dtype) == (clips.shape, clips.dtype)
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
-    assert ((np.abs(one) < 0.05).sum(axis=1) >= keywords.RATE // 10).all()
+    tenths = np.lib.stride_tricks.sliding_window_view(one, keywords.RATE // 10, axis=1)
+    assert (tenths[:, ::10].std(axis=2).min(axis=1) < 0.25 * one.std(axis=1)).all()
+
+
+def test_equalized_clips_have_smooth_gains_and_half_of_them_lack_a_band() -> None:
+    clips = np.random.default_rng(0).standard_normal((64, keywords.SAMPLES)).astype(np.float32)
+    one, same = (keywords.equalized(clips, np.random.default_rng(1)) for _ in range(2))
+    assert (one.shape, one.dtype) == (clips.shape, clips.dtype)
+    np.testing.assert_array_equal(one, same)
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(one) / np.fft.rfft(clips)))[:, 1:-1]
+    lacking = np.abs(decibels + 40) < 0.5
+    assert 0.25 < (lacking.any(axis=1)).mean() < 0.75
+    assert (lacking.sum(axis=1) < 0.5 * lacking.shape[1]).all()
+    whole = decibels[~lacking.any(axis=1)]
+    assert 2.5 < whole.std() < 7.5
+    assert np.abs(np.diff(whole, axis=1)).max() < 0.5
 
 
 def test_half_of_the_mixed_clips_have_another_one_in_them_and_the_others_are_varied_ones() -> None:

@@ -21,7 +21,8 @@ DATA = Path(os.environ.get("EDGEEXPORT_DATA") or HERE.parents[2] / "shared" / "d
 HELD_OUT = "yweweler"
 RATE, SAMPLES, FRAME, HOP, MELS = 8000, 8000, 256, 128, 40
 STEP, KEPT = 16, 9
-WIDEST = 0.32  # octaves of playback speed
+WIDEST = 0.5  # octaves of playback speed
+KNOTS = 7  # places of an equalizer
 # The front-end's convolutions in the exported graph; powers span too many decades for 8 bits.
 FRONT = ("conv", "conv_2", "conv_3")
 
@@ -68,10 +69,11 @@ def shifted(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def varied(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Augmentation that makes other voices: played back faster or slower (pitch and speed), moved, masked, noisy.
+    """Augmentation that makes other voices, rooms and microphones, since there are few speakers.
 
-    Playback speeds go from 0.8 to 1.25 (as Ko et al. 2015, Audio augmentation for speech recognition, but wider, since
-    there are few speakers); moves up to 0.1 s without wrapping; 0.1 s of silence; gains of 6 dB; noise at -50 dB.
+    Clips are played back at 0.7 to 1.4 times the speed (as Ko et al. 2015, Audio augmentation for speech recognition,
+    but wider), moved by up to 0.1 s without wrapping, `equalized`, silent for 0.1 s, made up to 6 dB softer or louder,
+    and noise of -80 to -34 dB is added.
     """
     places = np.arange(SAMPLES)
     made = np.zeros_like(batch)
@@ -79,11 +81,27 @@ def varied(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         speed = 2.0 ** generator.uniform(-WIDEST, WIDEST)
         start = generator.integers(-RATE // 10, RATE // 10 + 1)
         row[:] = np.interp(places * speed + start, places, clip, left=0, right=0)
-        masked = generator.integers(0, SAMPLES - RATE // 10)
+    made = equalized(made, generator)
+    for row, masked in zip(made, generator.integers(0, SAMPLES - RATE // 10, len(made)), strict=True):
         row[masked : masked + RATE // 10] = 0
     gains = 2.0 ** generator.uniform(-1, 1, (len(batch), 1))
-    noise = generator.normal(0, 0.003, batch.shape) * generator.uniform(0, 1, (len(batch), 1))
+    noise = generator.normal(0, 1, batch.shape) * 10 ** generator.uniform(-4, -1.7, (len(batch), 1))
     return (made * gains + noise).astype(np.float32)
+
+
+def equalized(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Augmentation: a random smooth frequency response for every clip, and half of the clips lack a band.
+
+    Gains are drawn at KNOTS places of the mel scale, with a standard deviation of 5 dB. A band that is taken out, up to
+    a fifth of the scale, is left at -40 dB: the frequency masks of SpecAugment (Park et al. 2019, arXiv:1904.08779).
+    """
+    pitch = np.log1p(np.fft.rfftfreq(SAMPLES, 1 / RATE) / 700) / np.log1p(RATE / 2 / 700)
+    decibels = np.stack([np.interp(pitch, np.linspace(0, 1, KNOTS), generator.normal(0, 5, KNOTS)) for _ in batch])
+    widths = generator.uniform(0, 0.2, (len(batch), 1))
+    lowest = generator.uniform(0, 1 - widths)
+    lacking = generator.random((len(batch), 1)) < 0.5
+    decibels[lacking & (pitch >= lowest) & (pitch <= lowest + widths)] = -40
+    return np.fft.irfft(np.fft.rfft(batch) * 10 ** (decibels / 20), SAMPLES).astype(np.float32)
 
 
 def mixed(batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
