@@ -21,7 +21,7 @@ from edgeexport.records.recipe import Training
 from edgeexport.records.training import TrainingRecord
 from edgeexport.training import TrainingData, resolve_loss, train
 from edgeexport.workspace import Workspace
-from tests.benchmarks import kept
+from tests.benchmarks import kept, keyword
 from tests.benchmarks import resnet56 as benchmark
 from tests.benchmarks.beside import TRIES, ratios
 from tests.benchmarks.cost import step_costs
@@ -187,6 +187,12 @@ def test_the_control_gets_the_time_of_tuning_and_of_distilling() -> None:
     costs = {"tune": 2.0, "distil": 1.0, "alone": 0.5}
     wanted = benchmark.TUNE.epochs * 2.0 + benchmark.DISTIL.training.epochs * 0.5 + benchmark.VIEWS * 0.5
     assert control_epochs(costs) * 2.0 == pytest.approx(wanted)
+
+
+def test_the_keyword_net_alone_gets_the_time_of_distilling() -> None:
+    costs = {"distil": 3.0, "twice": 4.5, "alone": 0.5}
+    later = keyword.DISTIL.training.epochs - keyword.VIEWS
+    assert keyword.epochs_alone(costs) * 0.5 == pytest.approx(keyword.VIEWS * 3.0 + later * 1.5)
 
 
 def measuring(valid: Callable[[str, int], bool], launched: list[list[str]]) -> Any:
