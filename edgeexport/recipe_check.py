@@ -19,7 +19,7 @@ from edgeexport.progress import Progress, silent
 from edgeexport.quantization.calibrate import Samples
 from edgeexport.quantization.convergence import convergence
 from edgeexport.records.data_check import Convergence, DataCheckReport
-from edgeexport.records.recipe import Quantize, Recipe, Train
+from edgeexport.records.recipe import Recipe, Train
 from edgeexport.records.stages import Spine
 from edgeexport.workspace import Stage, Workspace
 
@@ -58,7 +58,7 @@ def _spine(road: Road) -> Stage[Spine]:
 
 
 def _method(recipe: Recipe) -> str:
-    return next((step.methods[0] for step in recipe.step if isinstance(step, Quantize)), "minmax")
+    return recipe.quantize.methods[0] if recipe.quantize else "minmax"
 
 
 def _settled(path: Path, prepared: data.Prepared, *, method: str, progress: Progress) -> tuple[Convergence | None, str]:

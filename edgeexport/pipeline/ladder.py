@@ -33,7 +33,7 @@ def candidates(lane: Lane, standing: tuple[TorchRung, ...]) -> Iterator[Candidat
 
     Whoever asks for the next one has refused the one before, and has left its verdict in `lane.refused`.
     """
-    step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
+    step = lane.road.recipe.quantize
     for rung in reversed(standing):
         if step is not None:
             yield from _reduced(lane, rung, step=step)

@@ -23,7 +23,6 @@ from edgeexport.records.artifact import Artifact, Signature
 from edgeexport.records.base import file_digest
 from edgeexport.records.parity import Parity
 from edgeexport.records.ranges import Ranges
-from edgeexport.records.recipe import Quantize
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Lowered, Quantized
 from edgeexport.records.target import Target
@@ -175,7 +174,7 @@ def _gated(
 
 def _told(lane: Lane, rung: TorchRung, *, quantized: Stage[Quantized]) -> tuple[str, ...]:
     """What is to be said of a reduced form: of a planned one, too, what should stay in float and is gone."""
-    step = next((step for step in lane.road.recipe.step if isinstance(step, Quantize)), None)
+    step = lane.road.recipe.quantize
     gone = cut_away(lane, rung, names=step.keep_float) if step and quantized.record.plan else []
     return (*quantized.record.notes, *(f"`{name}` is not kept in float: it was cut away" for name in gone))
 
@@ -229,7 +228,7 @@ def calibrated(road: Road, rung: TorchRung, *, method: str, symmetric: bool) -> 
     """Collect the ranges of a spine's tensors over the calibration split."""
     spine = rung.spine.record
     path = rung.path
-    step = next((step for step in road.recipe.step if isinstance(step, Quantize)), None)
+    step = road.recipe.quantize
     collected = {
         "spine": spine.artifact.digest,
         "symmetric": symmetric,

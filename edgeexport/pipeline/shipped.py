@@ -22,7 +22,6 @@ from edgeexport.pipeline.road import PARITY_SAMPLES, Road
 from edgeexport.pipeline.torch_rungs import TorchRung
 from edgeexport.records.artifact import Signature
 from edgeexport.records.base import file_digest
-from edgeexport.records.recipe import Quantize
 from edgeexport.runtimes.protocol import Conversion
 from edgeexport.validation.subjects import Subject
 
@@ -36,7 +35,7 @@ def fitted(road: Road, place: Place, *, rung: TorchRung) -> Place:
 
     What is cut from the rung is timed in the same form as the rung. Makes an encoder's forms, as a stage.
     """
-    step = next((step for step in road.recipe.step if isinstance(step, Quantize)), None)
+    step = road.recipe.quantize
     if place.form != "int8" or step is None:
         return place
     lane = Lane(road, place.target, rung, None, place.device)

@@ -24,7 +24,7 @@ from edgeexport.pipeline.spine import export_spine, onnx_spine
 from edgeexport.records.artifact import Artifact, Signature, TorchWeights
 from edgeexport.records.base import digest, file_digest, from_json
 from edgeexport.records.pruning import PruningPlan
-from edgeexport.records.recipe import AUTO, Distill, ModelSpec, Prune, Quantize, Recipe, Step, Train
+from edgeexport.records.recipe import AUTO, Distill, ModelSpec, Prune, Recipe, Step, Train
 from edgeexport.records.run import Rung
 from edgeexport.records.stages import Scored, Spine
 from edgeexport.records.target import Target
@@ -95,7 +95,7 @@ def climb(road: Road, bar: float | None, *, target: Target, device: str | None =
 def _check_floats(road: Road, source: TorchRung) -> None:
     """Refuse what is to stay in float and is not there, before trainings; a student of the user's may have it alone."""
     steps = road.recipe.step
-    asked = [name for step in steps if isinstance(step, Quantize) for name in step.keep_float]
+    asked = road.recipe.quantize.keep_float if road.recipe.quantize else ()
     if asked and not any(isinstance(step, Distill) and isinstance(step.student, ModelSpec) for step in steps):
         quantization.check_nodes(asked, known=quantization.node_names(source.path))
 
@@ -160,8 +160,7 @@ def place_of(road: Road, place: tuple[Target, str | None]) -> Place:
     """Return where, and in which form, the recipe's network is to be fast. place: target, device."""
     from edgeexport.pipeline.layer_times import Place
 
-    int8 = any(isinstance(other, Quantize) for other in road.recipe.step)
-    return Place(place[0], "int8" if int8 else "fp32", place[1])
+    return Place(place[0], "int8" if road.recipe.quantize else "fp32", place[1])
 
 
 def distilled(

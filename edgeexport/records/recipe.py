@@ -334,9 +334,14 @@ class Recipe(Record):
         if model.onnx and any(not isinstance(step, Quantize) for step in self.step):
             raise RecipeError("an .onnx source can be quantized, not trained, distilled or pruned")
         _check_order(self.step)
-        trained = any(isinstance(step, Quantize) and step.qat == "always" for step in self.step)
-        if trained and not teaches(self):
+        if self.quantize and self.quantize.qat == "always" and not teaches(self):
             raise RecipeError('`quantize.qat` is "always", and there are no samples to train on', next_step=_SAMPLES)
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The step that quantizes, if there is one: the last."""
+        last = self.step[-1] if self.step else None
+        return last if isinstance(last, Quantize) else None
 
     def resolve(self, reference: str) -> Path:
         """Return the absolute path that `reference` means, read from the recipe's folder."""

@@ -110,7 +110,7 @@ def _full(recipe: Recipe) -> Recipe:
     """The recipe with a student to come: what it trains before, a distil step, and quantize."""
     start = _start(recipe)
     lesson = msgspec.structs.replace(_lesson(recipe), student=AUTO, speedup=2.0, max_size_mb=None, macs=None)
-    return msgspec.structs.replace(recipe, step=(*start, lesson, _quantize(recipe)))
+    return msgspec.structs.replace(recipe, step=(*start, lesson, recipe.quantize or Quantize()))
 
 
 def _start(recipe: Recipe) -> tuple[Step, ...]:
@@ -119,10 +119,6 @@ def _start(recipe: Recipe) -> tuple[Step, ...]:
         for step in recipe.step
         if not isinstance(step, Quantize) and not (isinstance(step, Distill) and step.student == AUTO)
     )
-
-
-def _quantize(recipe: Recipe) -> Quantize:
-    return next((step for step in recipe.step if isinstance(step, Quantize)), Quantize())
 
 
 def _lesson(recipe: Recipe) -> Distill:
@@ -214,7 +210,7 @@ def _shipped(recipe: Recipe, found: ShrinkRecord, *, step: Distill | None, way: 
     """Write what was found as a recipe, and run it; where the search had names of live networks, the run has these."""
     if step is not None:
         step = msgspec.structs.replace(step, teacher=_lesson(recipe).teacher)
-    steps = (*_start(recipe), *((step,) if step is not None else ()), _quantize(recipe))
+    steps = (*_start(recipe), *((step,) if step is not None else ()), recipe.quantize or Quantize())
     whole = msgspec.structs.replace(recipe, step=steps)
     file = _written(whole, step, out=way.out)
     notes = (*found.notes, *(() if file else ("no recipe is written: this one has live objects",)))
