@@ -55,8 +55,9 @@ def prune(
 ) -> tuple[nn.Module, PruningPlan]:
     """Return a pruned copy of a network, not retrained, and the plan that made it.
 
-    inputs: name -> shape, batch first, or an InputSpec. target: for a step with `speedup`, where it is to be fast: the
-    network's layers are timed there in int8, on `device` ("local"), or predicted where that may not judge the target.
+    inputs: name -> shape, batch first, or an InputSpec. target: where it is to run, in int8: what `max_size_mb` counts
+    then (without a target: fp32), and what `speedup` needs: the layers are timed there on `device` ("local"), or
+    predicted where that may not judge the target.
     Raises ModelError when the goal cannot be reached safely.
     """
     import copy
@@ -64,6 +65,7 @@ def prune(
     from edgeexport.compression.candidates import find_candidates
     from edgeexport.compression.greedy import FINE
     from edgeexport.compression.latency import grids, latency_price
+    from edgeexport.compression.price import size_price
     from edgeexport.compression.prune import Means, apply_pruning, plan_pruning
     from edgeexport.compression.source import example_feeds
 
@@ -71,14 +73,16 @@ def prune(
     # In train mode, every look at it would move its batch norms.
     module = copy.deepcopy(module).eval()
     found = find_candidates(module, example, step=step, progress=progress)
-    means = Means()
+    prices = []
+    if step.max_size_mb is not None and target is not None:
+        prices.append(size_price(module, example, int8=True))
     if step.speedup is not None and target is not None:
         from edgeexport.pipeline.layer_times import Place, time_layers
 
         wanted = grids(module, example, groups=found.groups, step=min(FINE, step.round_to))
         table = time_layers(Place(_target(target), "int8", device), wanted, progress=progress)
-        means = Means([latency_price(module, example, table=table)])
-    plan = plan_pruning(module, example, step=step, means=means, candidates=found, progress=progress)
+        prices.append(latency_price(module, example, table=table))
+    plan = plan_pruning(module, example, step=step, means=Means(prices), candidates=found, progress=progress)
     return apply_pruning(module, plan, example=example), plan
 
 

@@ -165,3 +165,12 @@ def test_the_whole_road_takes_a_live_network_and_live_samples(tmp_path):
     assert edgeexport.verify(tmp_path / "out" / "linux-arm64.bundle").holds
     again = edgeexport.run(recipe, ["linux-arm64"], **folders)
     assert again == record
+
+
+def test_a_size_to_prune_to_is_counted_in_int8_for_a_target():
+    module, step = _net(), edgeexport.Prune(max_size_mb=0.01, round_to=8)
+    _, alone = edgeexport.prune(module, INPUTS, step=step)
+    _, meant = edgeexport.prune(module, INPUTS, step=step, target="linux-arm64")
+    assert [plan.goals[0].goal for plan in (alone, meant)] == ["max_size_mb"] * 2
+    assert alone.goals[0].before == pytest.approx(4 * meant.goals[0].before, rel=0.3)
+    assert meant.macs_after > alone.macs_after

@@ -37,6 +37,7 @@ SAVE_WEIGHTS = (
 )
 # Where training scripts put the weights, in order of preference: the trained ones before their moving averages.
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "generator")
+DEEPEST = 4  # wrappers in wrappers
 AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 SHOWN = 4
@@ -134,15 +135,18 @@ def _refuse_programs(path: Path, names: Collection[str]) -> None:
         raise RequestError(f"{path}: refused: {REFUSED['.pt2']}", next_step=SAVE_WEIGHTS)
 
 
-def _find_state(content: object) -> State:
-    """Return the dict of tensors in a loaded checkpoint, looking into its wrappers; empty if there is none."""
+def _find_state(content: object, *, deep: int = DEEPEST) -> State:
+    """Return the dict of tensors in a loaded checkpoint, looking into its wrappers; empty if there is none.
+
+    deep: how many wrappers may lie in each other; a dict may hold itself.
+    """
     import torch
 
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not deep:
         return {}
     tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
     for key in (*NESTED, *AVERAGED):
-        inner = _find_state(content.get(key))
+        inner = _find_state(content.get(key), deep=deep - 1)
         if len(inner) > len(tensors):
             return inner
     return tensors

@@ -124,7 +124,9 @@ def taylor_scores(
     flags = {name: value.requires_grad for name, value in module.named_parameters()}
     training, count = module.training, 0
     totals: dict[str, Any] = {}
-    module.eval().requires_grad_(True)  # torch's own signature
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     for batch in batches:
         outputs = forward(module, batch.inputs, what="the network")
         taught = None if batch.labels is None else loss

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from edgeexport.compression.checkpoint import build, load_weights
 from edgeexport.compression.onnx_teacher import onnx_teacher
 from edgeexport.compression.prune import apply_pruning
+from edgeexport.records.environment import expand
 from edgeexport.records.pruning import PruningPlan
-from edgeexport.records.recipe import Inputs, ModelSpec, expand, input_shapes, input_types
+from edgeexport.records.recipe import Inputs, ModelSpec, input_shapes, input_types
 
 if TYPE_CHECKING:
     import numpy as np

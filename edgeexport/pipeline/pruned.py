@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeexport.errors import ModelError, StepFailed
+from edgeexport.errors import ModelError, OutOfReach, StepFailed
 from edgeexport.pipeline import torch_rungs
 from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.layer_times import Place
@@ -69,7 +69,9 @@ def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: 
     except ModelError as error:
         if at.number == 1 and not isinstance(error, StepFailed):
             raise
-        return given_up(at.name, last, reason=f"not retrained: {why(error)}")
+        # What it advises is counted from this round, not from the step's begin.
+        told = str(error) if isinstance(error, OutOfReach) else why(error)
+        return given_up(at.name, last, reason=f"not retrained: {told}")
     notes = _told(planned.record)
     if planned.record.slower:
         return given_up(at.name, last, reason=f"not retrained: {planned.record.slower}", notes=notes)

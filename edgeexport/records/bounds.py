@@ -6,6 +6,7 @@ record is made; an error names the key, the value and the bound.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -44,6 +45,18 @@ def check_bounds(record: object, place: str, **bounds: Bound) -> None:
         value = getattr(record, key)
         if value is not None and not bound.allows(value):
             raise RecipeError(f"`{place}.{key}` is {value!r}, expected {bound.says}")
+
+
+def check_named(record: object, place: str, **known: Sequence[str]) -> None:
+    """Raise RecipeError for the first field of `record` that is neither a known name nor a "module:function"."""
+    for key, names in known.items():
+        value = getattr(record, key)
+        if value is not None and value not in names and (not isinstance(value, str) or ":" not in value):
+            close = difflib.get_close_matches(str(value), names, n=1)
+            raise RecipeError(
+                f"`{place}.{key}` is {value!r}, expected {', '.join(names)} or module:function",
+                next_step=f"did you mean {close[0]!r}?" if close else "",
+            )
 
 
 def check_shape(shape: Sequence[int], place: str) -> None:

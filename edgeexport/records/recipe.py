@@ -6,8 +6,6 @@ Paths are as written; `Recipe.resolve` reads them relative to the recipe's folde
 
 from __future__ import annotations
 
-import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +26,8 @@ from edgeexport.records.bounds import (
     check_bounds,
     check_shape,
 )
-from edgeexport.records.training import Training, Tuning
+from edgeexport.records.environment import expand
+from edgeexport.records.training import HOW_LONG, Training, Tuning
 
 # They compare with the source's own outputs; samples for them need no labels.
 LABEL_FREE_METRICS = ("agreement", "cosine")
@@ -229,8 +228,12 @@ class Distill(Record, tag_field="do", tag="distill"):
             raise RecipeError(f"`distill.layers` are not used by the method {self.method!r}")
         if self.teacher and (self.teacher.factory is None) == (self.teacher.onnx is None):
             raise RecipeError("`distill.teacher` needs exactly one of `factory` and `onnx`")
+        if self.teacher and self.teacher.onnx and self.teacher.weights:
+            raise RecipeError("`distill.teacher.weights` belongs to a `factory`; an .onnx file carries its own")
         if isinstance(self.student, ModelSpec) and self.student.onnx:
             raise RecipeError("`distill.student` is an .onnx file: only a teacher may be one")
+        if isinstance(self.student, ModelSpec) and self.student.factory is None:
+            raise RecipeError("`distill.student` needs a `factory`", next_step="say what builds it: module:function")
         if isinstance(self.student, str) and self.student != AUTO and not self.student.endswith(PLAN_SUFFIX):
             raise RecipeError(
                 f"`distill.student` is {self.student!r}", next_step='say "auto", a plan\'s path (.json), or a table'
@@ -333,7 +336,7 @@ class Recipe(Record):
             raise RecipeError(f"`model.inputs.{flat[0]}` is [], expected a shape with the batch first")
         if model.onnx and any(not isinstance(step, Quantize) for step in self.step):
             raise RecipeError("an .onnx source can be quantized, not trained, distilled or pruned")
-        _check_order(self.step)
+        _check_steps(self.step)
         if self.quantize and self.quantize.qat == "always" and not teaches(self):
             raise RecipeError('`quantize.qat` is "always", and there are no samples to train on', next_step=_SAMPLES)
 
@@ -354,25 +357,15 @@ def teaches(recipe: Recipe) -> bool:
     return recipe.data.train is not None or (recipe.data.pool is not None and trains)
 
 
-def _check_order(steps: tuple[Step, ...]) -> None:
+def _check_steps(steps: tuple[Step, ...]) -> None:
     for index, step in enumerate(steps):
         if isinstance(step, Quantize) and index != len(steps) - 1:
             raise RecipeError(f"step {index + 1} is `quantize`: it must be the last step")
         if isinstance(step, Train) and index != 0:
             raise RecipeError(f"step {index + 1} is `train`: it must be the first step")
-
-
-def expand(text: str) -> str:
-    """Expand `$NAME`, `${NAME}` and `${NAME:-default}` from the environment; a missing name without default raises."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match["braced"] or match["plain"]
-        found = os.environ.get(name) or match["default"]
-        if found is None:
-            raise RecipeError(f"the environment variable {name} in {text!r} is not set")
-        return found
-
-    return re.sub(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))", value, text)
+        may_do_without = isinstance(step, Prune) or (isinstance(step, Quantize) and step.qat == "never")
+        if not may_do_without and not step.training.asked:
+            raise RecipeError(f"step {index + 1} trains for `training.epochs` = 0", next_step=HOW_LONG)
 
 
 def load_recipe(path: Path) -> Recipe:

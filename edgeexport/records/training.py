@@ -9,7 +9,21 @@ from typing import Literal
 
 from edgeexport.errors import RecipeError
 from edgeexport.records.base import Record
-from edgeexport.records.bounds import BELOW_ONE, COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE, SEED, check_bounds
+from edgeexport.records.bounds import (
+    BELOW_ONE,
+    COUNT,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    check_bounds,
+    check_named,
+)
+
+OPTIMIZERS = ("sgd", "adamw", "adamw-relative")
+LOSSES = ("cross_entropy", "smooth_cross_entropy", "mse", "bce")
+AUGMENTATIONS = ("crop-flip",)
+HOW_LONG = "give epochs, steps or budget_minutes"
 
 
 class Training(Record):
@@ -49,6 +63,7 @@ class Training(Record):
         if self.patience is not None and self.keep == "last":
             raise RecipeError("`training.patience` needs samples to look at", next_step='say keep = "best" as well')
         check_bounds(self, "training", learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, seed=SEED, views=COUNT)
+        check_named(self, "training", optimizer=OPTIMIZERS, loss=LOSSES, augment=AUGMENTATIONS)
 
     @property
     def asked(self) -> bool:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.2
 MOMENTUM = 0.9
-NAMES = ("sgd", "adamw", "adamw-relative")
 # Smaller tensors, zero among them, move as if they were of this size (Adafactor's).
 LEAST_SIZE = 1e-3
 
@@ -29,8 +28,7 @@ def make_optimizer(modules: list[torch.nn.Module], settings: Training, *, folder
     torch optimizer. "adamw-relative" is for weights that are good already: the rate for each tensor is multiplied by
     its root mean square at the start (as in Shazeer and Stern 2018, arXiv:1804.04235), so that weights of very
     different sizes, such as equalized ones, move by the same share.
-    Raises ModelError if nothing may be trained, RecipeError for an unknown name, RequestError for a function that fails
-    or leaves a parameter out.
+    Raises ModelError if nothing may be trained, RequestError for a function that fails or leaves a parameter out.
     """
     import torch
 
@@ -66,9 +64,6 @@ def _users(settings: Training, groups: list[dict[str, Any]], *, folder: str) -> 
     import torch
 
     name = settings.optimizer
-    if ":" not in name:
-        known = ", ".join(NAMES)
-        raise RecipeError(f"unknown optimizer {name!r}", next_step=f"choose one of {known} or module:function")
     found = resolve_reference(name, Path(folder))
     if not callable(found):
         raise RecipeError(f"the optimizer {name!r} is {type(found).__name__}, expected a function")

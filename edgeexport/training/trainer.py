@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeexport import ranks
 from edgeexport.data import UserCode
-from edgeexport.errors import StepFailed
+from edgeexport.errors import RecipeError, StepFailed
 from edgeexport.progress import Progress, silent
-from edgeexport.records.training import Training, TrainingRecord
+from edgeexport.records.training import HOW_LONG, Training, TrainingRecord
 from edgeexport.training.batches import Batches, batches_of
 from edgeexport.training.keeping import Average, Best, copied, hold_out, is_look, put, tensors_of
 from edgeexport.training.losses import Loss, guarded
@@ -122,6 +122,8 @@ class _Course:
     def begin(self, progress: Progress) -> None:
         """Decide how many steps there are; a number that wall time decided is kept at once."""
         settings = self.stepper.settings
+        if not settings.asked:
+            raise RecipeError("a training of `epochs` = 0 was asked for", next_step=HOW_LONG)
         if settings.steps is not None or settings.budget_minutes is None:
             epochs = settings.epochs * len(self.batches.data) / self.batches.size
             self.steps = settings.steps or max(1, round(epochs))

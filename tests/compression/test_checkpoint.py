@@ -317,3 +317,12 @@ def test_example_feeds_have_the_declared_types():
     feeds = example_feeds({"ids": InputSpec((8, 6), "int64"), "row": (8, 3)})
     assert [(value.dtype.name, value.shape) for value in feeds.values()] == [("int64", (1, 6)), ("float32", (1, 3))]
     assert set(feeds["ids"].ravel()) <= {0, 1}
+
+
+def test_a_checkpoint_that_holds_itself_is_told(tmp_path):
+    content = {"epoch": 3}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(RequestError) as caught:
+        load_checkpoint(tmp_path / "x.pt")
+    assert "x.pt" in str(caught.value)

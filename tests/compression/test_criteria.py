@@ -138,3 +138,10 @@ def test_labels_that_are_no_classes_are_refused_before_gradients_are_taken():
     batches = gradient_batches(data, Training(), count=1)
     with pytest.raises(DataError, match="training sample 2 has class 9"):
         taylor_scores(nn.Linear(3, 2), batches, loss=resolve_loss("cross_entropy"))
+
+
+def test_taylor_leaves_parameters_that_are_whole_numbers_alone():
+    module = two_layers()
+    module.table = nn.Parameter(torch.arange(3), requires_grad=False)
+    assert taylor(module)["0"].shape == (16,)
+    assert not module.table.requires_grad

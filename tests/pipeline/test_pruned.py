@@ -10,7 +10,7 @@ import pytest
 
 from edgeexport.compression import prune
 from edgeexport.compression.latency import predicted_table
-from edgeexport.errors import ModelError
+from edgeexport.errors import ModelError, OutOfReach
 from edgeexport.pipeline import layer_times as timing
 from edgeexport.pipeline import workbench
 from edgeexport.pipeline.road import open_road
@@ -214,3 +214,20 @@ def test_a_second_round_times_only_layers_that_the_first_did_not(timed_here, mon
     assert first
     assert sum(len(each) for each in second) < len(first) / 2
     assert not [layer for each in second for layer in each if layer in first]
+
+
+def test_a_later_round_out_of_reach_advises_nothing_that_is_counted_from_itself(timed_here, monkeypatch):
+    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 1.6\nrounds = 2")
+    plan = prune.plan_pruning
+
+    def failing(module, example, **means):
+        if failing.planned:
+            raise OutOfReach("pruning cannot reach it", next_step="ask for macs = 1.25 or less")
+        failing.planned = True
+        return plan(module, example, **means)
+
+    failing.planned = False
+    monkeypatch.setattr(prune, "plan_pruning", failing)
+    made = climbed(timed_here)
+    assert [rung.name for rung in made.standing] == ["source", "pruned 1/2"]
+    assert made.rows[-1].reason == "not retrained: pruning cannot reach it"

@@ -220,13 +220,15 @@ def test_augmentations_and_losses_of_the_user_are_found_by_reference(tmp_path):
     assert train(network(), pictures(), loss=loss, settings=Training(batch_size=50)).final_loss == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "what"),
-    [(Training(optimizer="lion"), "lion"), (Training(augment="mixup"), "mixup")],
-)
-def test_an_unknown_name_is_an_error(settings, what):
-    with pytest.raises(RecipeError, match=what):
-        trained(settings)
+@pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"loss": "focal"}, {"augment": "mixup"}])
+def test_an_unknown_name_is_an_error(settings):
+    with pytest.raises(RecipeError, match=next(iter(settings.values()))):
+        Training(**settings)
+
+
+def test_an_augmentation_of_samples_is_told_if_it_is_unknown():
+    with pytest.raises(RecipeError, match="mixup"):
+        resolve_augment("mixup")
 
 
 def test_smooth_cross_entropy_spreads_a_tenth_of_the_target_over_all_classes():
@@ -268,3 +270,8 @@ def test_no_data_is_refused():
 def test_a_frozen_module_is_refused():
     with pytest.raises(ModelError, match="requires_grad"):
         train(network().requires_grad_(False), pictures(), loss=CROSS_ENTROPY, settings=Training())
+
+
+def test_a_training_of_no_epochs_is_refused():
+    with pytest.raises(RecipeError, match="`epochs` = 0"):
+        trained(Training(epochs=0))
