@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 
 
 def load_torch(
-    spec: ModelSpec, folder: Path, *, plans: Sequence[PruningPlan] = (), weights: Path | None = None
+    spec: ModelSpec, folder: Path, *, plans: Sequence[PruningPlan] = (), weights: Path | None = None, seed: int = 0
 ) -> torch.nn.Module:
     """Return the module of `spec` in eval mode, with `plans` applied in order.
 
     weights: a file for the pruned module, in place of `spec.weights` (which fits the module before pruning). Paths and
     "module:function" references are looked up in `folder`. A live module is copied, never changed. An .onnx file
-    becomes a module that can teach.
+    becomes a module that can teach. seed: of torch while the factory runs; torch's own generator stays as it was.
     """
+    import torch
+
     if spec.onnx is not None:
         return onnx_teacher((folder / expand(spec.onnx)).resolve(), spec.inputs)
-    module = build(spec.factory, folder).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build(spec.factory, folder).eval()
     if weights is None and spec.weights is not None:
         load_weights(module, (folder / expand(spec.weights)).resolve())
     for plan in plans:

@@ -23,6 +23,7 @@ from edgeexport.pipeline.road import Road, training_key
 from edgeexport.pipeline.shipped import fitted
 from edgeexport.pipeline.timing import MODE, device_for
 from edgeexport.pipeline.torch_rungs import TorchRung, load_rung, training_data
+from edgeexport.pipeline.weights import Origin, keep
 from edgeexport.pipeline.workbench import Workbench, feeds_of
 from edgeexport.records.artifact import TorchWeights
 from edgeexport.records.base import digest
@@ -97,9 +98,9 @@ def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, sou
         if step.training.asked:
             state, data = road.workspace.unfinished("prune", key=key), training_data(road)
             retrain(module, load_rung(road, source), data=data, step=step, progress=road.detail, state=state)
-        parent, plans = kept.artifact.digest, (*kept.plans, plan)
+        parent, origin = kept.artifact.digest, Origin(kept.model, kept.seed, (*kept.plans, plan))
         with attempted():
-            return torch_rungs.keep(module, kept.model, folder=folder, maker="prune", parent=parent, plans=plans)
+            return keep(module, origin, folder=folder, maker="prune", parent=parent)
 
     key = {
         "training": msgspec.to_builtins(step.training),

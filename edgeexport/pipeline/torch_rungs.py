@@ -21,8 +21,9 @@ from edgeexport.pipeline.attempts import attempted, given_up, why
 from edgeexport.pipeline.gates import Runnable, drop_gate, runnable_spine, scored
 from edgeexport.pipeline.road import Road, declared_signature, model_key, training_key
 from edgeexport.pipeline.spine import export_spine, onnx_spine
-from edgeexport.records.artifact import Artifact, Signature, TorchWeights
-from edgeexport.records.base import digest, file_digest, from_json
+from edgeexport.pipeline.weights import Origin, keep, load_weights, origin_of
+from edgeexport.records.artifact import Signature, TorchWeights
+from edgeexport.records.base import digest, from_json
 from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import AUTO, Distill, ModelSpec, Prune, Recipe, Step, Train
 from edgeexport.records.run import Rung
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from edgeexport.pipeline.layer_times import Place
     from edgeexport.training import TrainingData
 
-WEIGHTS = "weights.safetensors"
 # How a student was found decides nothing of what it learns.
 CHOOSING = {"student", "speedup", "max_size_mb", "macs", "mixes", "round_to", "locked"}
 
@@ -138,11 +138,13 @@ def source_rung(road: Road, train: Train | None) -> TorchRung:
         return _scored_rung(road, "source", weights=None, spine=spine, source=None)
 
     def make(folder: Path) -> TorchWeights:
-        module = _built(road, recipe.model, seed=train.training.seed if train else 0)
+        seed = train.training.seed if train else 0
+        module = _built(road, recipe.model, seed=seed)
         if train is not None:
             road.progress("train the source", 0.0)
             _fit(road, module, settings=train.training, state=road.workspace.unfinished("source", key=key))
-        return keep(module, recipe.model, folder=folder, maker="train" if train else "source", parent="")
+        origin, maker = Origin(recipe.model, seed), "train" if train else "source"
+        return keep(module, origin, folder=folder, maker=maker, parent="")
 
     key = {"model": model_key(recipe.model, recipe, workspace=road.workspace)}
     if train is not None:
@@ -199,7 +201,7 @@ def _taught(road: Road, step: Distill, *, pupil: _Pupil, last: TorchRung, source
         distill(student, teacher, data=training_data(road), step=step, progress=road.detail, state=state)
         parent = _parent(source if isinstance(step.student, ModelSpec) else last)
         with attempted():
-            return keep(student, pupil.model, folder=folder, maker="distill", parent=parent, plans=pupil.plans)
+            return keep(student, pupil.origin, folder=folder, maker="distill", parent=parent)
 
     weights = road.workspace.stage("distill", key=key, make=make, kind=TorchWeights, together=True)
     with attempted():
@@ -229,8 +231,7 @@ class _Pupil:
     """Who is taught: how it is built, what rebuilds it, what it is known by, and what a report says of it."""
 
     build: Callable[[], nn.Module]
-    model: ModelSpec
-    plans: tuple[PruningPlan, ...]
+    origin: Origin
     key: Any
     notes: tuple[str, ...] = ()
 
@@ -243,10 +244,11 @@ def _pupil(
     if isinstance(student, ModelSpec):
         spec = msgspec.structs.replace(student, inputs=student.inputs or road.recipe.model.inputs)
         key = model_key(student, road.recipe, workspace=road.workspace)
-        return _Pupil(lambda: _built(road, student, seed=step.training.seed), spec, (), key)
+        seed = step.training.seed
+        return _Pupil(lambda: _built(road, student, seed=seed), Origin(spec, seed), key)
     below = record_of(last)
     if student is None:
-        return _Pupil(lambda: load_rung(road, last), below.model, below.plans, stage_key(last))
+        return _Pupil(lambda: load_rung(road, last), origin_of(below), stage_key(last))
 
     def key_of(plan: PruningPlan) -> list[str]:
         return [stage_key(last), digest(plan)]
@@ -262,7 +264,8 @@ def _pupil(
 
         return apply_pruning(load_rung(road, last), plan, example=example_feeds(below.model.inputs))
 
-    return _Pupil(build, below.model, (*below.plans, plan), key_of(plan), notes)
+    origin = Origin(below.model, below.seed, (*below.plans, plan))
+    return _Pupil(build, origin, key_of(plan), notes)
 
 
 def _cut(
@@ -291,13 +294,9 @@ def _teacher(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
 
 def _built(road: Road, spec: ModelSpec, *, seed: int) -> nn.Module:
     """Build a network from its factory, with seeded starting weights where it brings none of its own."""
-    import torch
-
     from edgeexport.compression.source import load_torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return load_torch(road.with_live(spec), Path(road.recipe.folder))
+    return load_torch(road.with_live(spec), Path(road.recipe.folder), seed=seed)
 
 
 def load_rung(road: Road, rung: TorchRung) -> nn.Module:
@@ -305,15 +304,6 @@ def load_rung(road: Road, rung: TorchRung) -> nn.Module:
     if rung.weights is None:
         raise ModelError("an .onnx source has no PyTorch network to train, distil or prune")
     return load_weights(road, rung.weights)
-
-
-def load_weights(road: Road, stage: Stage[TorchWeights]) -> nn.Module:
-    """Rebuild the network that a stage left behind."""
-    from edgeexport.compression.source import load_torch
-
-    kept = stage.record
-    path = stage.folder / kept.artifact.path
-    return load_torch(road.with_live(kept.model), Path(road.recipe.folder), plans=kept.plans, weights=path)
 
 
 def record_of(rung: TorchRung) -> TorchWeights:
@@ -331,18 +321,6 @@ def stage_key(rung: TorchRung) -> str:
     """What made a rung: its code and settings too, which equal weights say nothing of."""
     record_of(rung)
     return rung.weights.key if rung.weights else ""
-
-
-def keep(
-    module: nn.Module, spec: ModelSpec, *, folder: Path, maker: str, parent: str, plans: tuple[Any, ...] = ()
-) -> TorchWeights:
-    """Write a network's weights into a stage's folder, and return what rebuilds it."""
-    from edgeexport.compression.checkpoint import save_weights
-
-    path = folder / WEIGHTS
-    save_weights(module, path)
-    artifact = Artifact(WEIGHTS, "torch", file_digest(path), path.stat().st_size, parent, maker)
-    return TorchWeights(spec, artifact, plans)
 
 
 def _fit(road: Road, module: nn.Module, *, settings: Training, state: Path) -> None:

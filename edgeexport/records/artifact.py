@@ -52,8 +52,12 @@ class Artifact(Record):
 
 
 class TorchWeights(Record):
-    """What rebuilds a PyTorch module without pickle: its factory, the pruning done to it, and its weights file."""
+    """What rebuilds a PyTorch module without pickle: its factory, the pruning done to it, and its weights file.
+
+    seed: of torch while the factory runs. A module may hold random numbers that are not among its weights.
+    """
 
     model: ModelSpec
     artifact: Artifact
     plans: tuple[PruningPlan, ...] = ()
+    seed: int = 0

@@ -326,3 +326,29 @@ def test_a_checkpoint_that_holds_itself_is_told(tmp_path):
     with pytest.raises(RequestError) as caught:
         load_checkpoint(tmp_path / "x.pt")
     assert "x.pt" in str(caught.value)
+
+
+class Random(nn.Module):
+    """Random Fourier features, which no weights file holds, and a layer that reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("directions", torch.randn(4, 8), persistent=False)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, rows):
+        return self.last(torch.cos(rows @ self.directions))
+
+
+def test_a_network_is_rebuilt_with_the_random_numbers_it_had_and_takes_none_of_others(tmp_path):
+    spec = ModelSpec(factory=Random, inputs={"rows": (1, 4)})
+    trained = load_torch(spec, tmp_path, seed=3)
+    save_weights(trained, tmp_path / "w.safetensors")
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    rebuilt, other = (load_torch(spec, tmp_path, weights=tmp_path / "w.safetensors", seed=seed) for seed in (3, 4))
+    assert torch.equal(torch.rand(3), wanted)
+    assert same(rebuilt.state_dict(), trained.state_dict())
+    assert torch.equal(rebuilt.directions, trained.directions)
+    assert not torch.equal(other.directions, trained.directions)
