@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -66,7 +66,7 @@ def pruned(road: Road, at: Round, *, last: TorchRung, source: TorchRung, begin: 
     try:
         with attempted():
             at = replace(at, place=fitted(road, at.place, rung=begin)) if at.files else at
-        planned = _planned(road, at, last=last, done=kept.plans[len(before.plans) :])
+        planned = _planned(road, at, last=last, source=source, done=kept.plans[len(before.plans) :])
     except ModelError as error:
         if at.number == 1 and not isinstance(error, StepFailed):
             raise
@@ -102,23 +102,33 @@ def _retrained(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, sou
         with attempted():
             return keep(module, origin, folder=folder, maker="prune", parent=parent)
 
-    key = {
-        "training": msgspec.to_builtins(step.training),
-        "distil": step.distil,
-        "answers": road.answers,
-        "plan": digest(plan),
-        "from": torch_rungs.stage_key(last),
-        "source": torch_rungs.stage_key(source),
-        **training_key(step.training, road.recipe, workspace=road.workspace),
-        **road.data_key("train"),
-    }
+    key = _retraining_key(road, at, plan=plan, last=last, source=source)
     weights = road.workspace.stage("prune", key=key, make=make, kind=TorchWeights, together=True)
     with attempted():
         return torch_rungs.rung_of(road, at.name, weights=weights, source=source)
 
 
-def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPlan]) -> Stage[PlannedRound]:
-    """The plan of a round and what was measured of it. An invalid measurement is made again the next time."""
+def _retraining_key(road: Road, at: Round, *, plan: PruningPlan, last: TorchRung, source: TorchRung) -> dict[str, Any]:
+    """What a round that is carried out and retrained by this plan is known by."""
+    return {
+        "training": msgspec.to_builtins(at.step.training),
+        "distil": at.step.distil,
+        "answers": road.answers,
+        "plan": digest(plan),
+        "from": torch_rungs.stage_key(last),
+        "source": torch_rungs.stage_key(source),
+        **training_key(at.step.training, road.recipe, workspace=road.workspace),
+        **road.data_key("train"),
+    }
+
+
+def _planned(
+    road: Road, at: Round, *, last: TorchRung, source: TorchRung, done: Sequence[PruningPlan]
+) -> Stage[PlannedRound]:
+    """The plan of a round and what was measured of it.
+
+    An invalid measurement is made again the next time, unless a retraining by the plan has begun: that is gone on with.
+    """
 
     def make(_: Path) -> PlannedRound:
         road.progress(f"plan {at.name}", None)
@@ -139,7 +149,10 @@ def _planned(road: Road, at: Round, *, last: TorchRung, done: Sequence[PruningPl
     }
 
     def stale(known: PlannedRound) -> bool:
-        return bool(_invalid(known.timed))
+        if not _invalid(known.timed):
+            return False
+        retraining = _retraining_key(road, at, plan=known.plan, last=last, source=source)
+        return not (at.step.training.asked and road.workspace.begun("prune", key=retraining))
 
     return road.workspace.stage("plan pruning", key=key, make=make, kind=PlannedRound, stale=stale)
 

@@ -47,7 +47,7 @@ def students(
     *,
     last: TorchRung,
     place: Place,
-    begun: Callable[[PruningPlan], bool] = lambda _: False,
+    begun: Callable[[PruningPlan], bool],
 ) -> Stage[Students]:
     """Cut students from the network of `last` by every mix of `step` and time them; once more where all miss its goals.
 

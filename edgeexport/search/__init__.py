@@ -28,7 +28,7 @@ from edgeexport.records.students import MB
 from edgeexport.records.target import Target
 from edgeexport.records.training import Training
 from edgeexport.search.budget import check_budget, minutes
-from edgeexport.search.entrants import Ground, field, head_start, suffices
+from edgeexport.search.entrants import Ground, begin, field, head_start, suffices
 from edgeexport.search.halving import load_optuna
 from edgeexport.search.leftovers import PLAN, RECIPE, apart, cleared, withdrawn
 from edgeexport.search.lessons import step_of, taught, trials
@@ -161,6 +161,7 @@ def _found(
     if not found.entrants:
         told = none_reaches(ground, found, start=start)
         return msgspec.structs.replace(record, explanation=told, trials=trials(found, None)), None
+    begin(ground, lambda: start)
     outcome = taught(ground, found.entrants, budget_minutes=budget)
     best, known = found.entrants[outcome.best], outcome.lessons[outcome.best]
     if known.scored is None or (bar is not None and known.lost > bar):

@@ -7,9 +7,10 @@ enters with the student that keeps most.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -73,8 +74,45 @@ class Field:
 def head_start(ground: Ground) -> HeadStart:
     """Measure how much faster than the fp32 source the uncut network is, in the form that ships.
 
-    An invalid measurement is not kept.
+    An invalid measurement is not kept, unless the search has begun: it goes on from where it started.
     """
+    if not begun(ground):
+        return _measured_start(ground)
+    return begin(ground, lambda: _measured_start(ground))
+
+
+def begin(ground: Ground, start: Callable[[], HeadStart]) -> HeadStart:
+    """Keep where a search starts, before its first training: from now on nothing that it was cut by changes."""
+    stage = ground.road.workspace.stage("search", key=_search_key(ground), make=lambda _: start(), kind=HeadStart)
+    return stage.record
+
+
+def begun(ground: Ground) -> bool:
+    """Whether students for these goals, taught in this way, were trained, or began to be."""
+    return ground.road.workspace.begun("search", key=_search_key(ground))
+
+
+def _search_key(ground: Ground) -> dict[str, Any]:
+    goals = (ground.limits.speedup, ground.limits.max_size_mb)
+    lesson = msgspec.structs.replace(
+        ground.lesson, student=None, teacher=None, speedup=None, max_size_mb=None, macs=None
+    )
+    place = fitted(ground.road, ground.place, rung=ground.last)
+    return {"goals": goals, "lesson": msgspec.to_builtins(lesson), **_start_key(ground, place)}
+
+
+def _start_key(ground: Ground, place: Place) -> dict[str, Any]:
+    return {
+        "source": ground.source.spine.record.artifact.digest,
+        "last": ground.last.spine.record.artifact.digest,
+        "place": place.key(),
+        "judge": place.judge(),
+        "versions": versions("onnxruntime"),
+        **ground.road.data_key("calibration"),
+    }
+
+
+def _measured_start(ground: Ground) -> HeadStart:
     road, place = ground.road, fitted(ground.road, ground.place, rung=ground.last)
 
     def make(_: Path) -> HeadStart:
@@ -82,15 +120,7 @@ def head_start(ground: Ground) -> HeadStart:
         with tempfile.TemporaryDirectory(prefix="edgeexport-start-") as folder:
             return _started(replace(ground, place=place), Path(folder))
 
-    key = {
-        "source": ground.source.spine.record.artifact.digest,
-        "last": ground.last.spine.record.artifact.digest,
-        "place": place.key(),
-        "judge": place.judge(),
-        "versions": versions("onnxruntime"),
-        **road.data_key("calibration"),
-    }
-    stage = road.workspace.stage("head start", key=key, make=make, kind=HeadStart)
+    stage = road.workspace.stage("head start", key=_start_key(ground, place), make=make, kind=HeadStart)
     if stage.record.basis != "measured" and device_for(place.target, place.device)[0] is not None:
         road.workspace.forget(stage)
     return stage.record
@@ -131,7 +161,8 @@ def suffices(start: HeadStart, limits: Limits) -> bool:
 def field(ground: Ground, start: HeadStart, *, factors: Sequence[float] = ()) -> Field:
     """Cut students for the limits, times each factor (FACTORS), and part them into entrants and others.
 
-    Raises OutOfReach where not even the first factor can be planned by any mix.
+    Of a search that has begun they stay as they are, though not validly measured. Raises OutOfReach where not even the
+    first factor can be planned by any mix.
     """
     limits = ground.limits
     speedup = None if limits.speedup is None else limits.speedup / start.times
@@ -141,8 +172,9 @@ def field(ground: Ground, start: HeadStart, *, factors: Sequence[float] = ()) ->
     factors = factors or FACTORS
     for factor in factors:
         try:
+            step = _asked(ground, speedup, factor=factor)
             found = students(
-                ground.road, _asked(ground, speedup, factor=factor), last=ground.last, place=ground.place
+                ground.road, step, last=ground.last, place=ground.place, begun=lambda _: begun(ground)
             ).record
         except ModelError as error:
             if factor == factors[0]:

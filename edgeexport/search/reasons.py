@@ -13,7 +13,7 @@ from edgeexport.records.run import TargetResult
 from edgeexport.records.shrink import HeadStart
 from edgeexport.records.students import MB
 from edgeexport.search.budget import TRAINING_SHARE
-from edgeexport.search.entrants import Entrant, Field, Ground, field, suffices
+from edgeexport.search.entrants import Entrant, Field, Ground, begin, field, suffices
 from edgeexport.search.lessons import Lesson, Taught, lesson
 
 # What is tried to tell how much would be possible: students for so much of the goal, for so much of the budget.
@@ -93,6 +93,7 @@ def _reached(
         return none_reaches(easier, found, start=start), []
     entrants = found.entrants
     total = sum(each.students * each.steps for each in outcome.rounds)
+    begin(easier, lambda: start)
     known = lesson(ground, entrants[0], steps=max(1, int(total * RESERVE / TRAINING_SHARE)), label="for less")
     if known.scored is None:
         return (f"for less, {asked_text(looser)}: no student could be trained: {known.reason}",), []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from edgeexport.compression import prune
 from edgeexport.compression.latency import predicted_table
 from edgeexport.errors import ModelError, OutOfReach
 from edgeexport.pipeline import layer_times as timing
+from edgeexport.pipeline import pruned as pruning
 from edgeexport.pipeline import workbench
 from edgeexport.pipeline.road import open_road
 from edgeexport.pipeline.torch_rungs import climb
@@ -23,6 +26,8 @@ from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import load_recipe
 from edgeexport.records.stages import PlannedRound, Timed
 from edgeexport.records.target import load_target
+from edgeexport.training import unfinished
+from edgeexport.training.stepping import Stepper
 from edgeexport.validation import measure as measuring
 from edgeexport.validation.measure import PLANS, Subject
 from edgeexport.workspace import Workspace
@@ -172,6 +177,54 @@ def test_an_invalid_measurement_is_told_and_made_again(timed_here, monkeypatch):
         assert row.status == "kept"
         assert "not measured: noise" in row.notes
     assert len(seen) == 2
+
+
+@pytest.fixture
+def stopped(timed_here, monkeypatch):
+    """A round of an invalid measurement whose retraining was stopped in its second step; what was done."""
+    made, step, done, stops = pruning._made, Stepper.step, [], [1]
+
+    def planned(*given, **named):
+        found = made(*given, **named)
+        done.append("plan")
+        goals = tuple(msgspec.structs.replace(goal, before=goal.before + len(done)) for goal in found.plan.goals)
+        return msgspec.structs.replace(found, plan=msgspec.structs.replace(found.plan, goals=goals))
+
+    def stopping(self, batches, number, *, rate):
+        done.append(number)
+        if number in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return step(self, batches, number, rate=rate)
+
+    measures(monkeypatch, valid=False)
+    monkeypatch.setattr(pruning, "_made", planned)
+    monkeypatch.setattr(Stepper, "step", stopping)
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
+    timed_here.edit("recipe.toml", "epochs = 0", "epochs = 0, steps = 2, batch_size = 32")
+    with pytest.raises(KeyboardInterrupt):
+        climbed(timed_here)
+    assert done == ["plan", 0, 1]
+    return timed_here, done
+
+
+def test_a_round_whose_retraining_was_stopped_is_retrained_on_by_the_same_plan(stopped):
+    desk, done = stopped
+    (first,) = plans(desk)
+    assert "not measured: noise" in climbed(desk).rows[-1].notes
+    assert done == ["plan", 0, 1, 1]
+    # Once retrained, it is not planned anew either.
+    assert climbed(desk).rows[-1].status == "kept"
+    assert done == ["plan", 0, 1, 1]
+    assert plans(desk) == [first]
+
+
+def test_a_round_whose_retraining_left_nothing_is_planned_and_measured_again(stopped):
+    desk, done = stopped
+    shutil.rmtree(desk.folder / "work" / "unfinished")
+    climbed(desk)
+    assert done == ["plan", 0, 1, "plan", 0, 1]
 
 
 @pytest.mark.parametrize(("given", "trained"), [("epochs = 0", 0), ("epochs = 0, steps = 2", 1)])

@@ -211,7 +211,7 @@ def test_rounds_students_and_the_head_start_of_a_search_are_all_timed_in_that_fo
         ground = entrants.Ground(road, last, last, plain, Limits(speedup=2.0), step)
         for take in (
             lambda: pruned.pruned(road, at, last=last, source=last, begin=last),
-            lambda: students.students(road, step, last=last, place=plain),
+            lambda: students.students(road, step, last=last, place=plain, begun=lambda _: False),
             lambda: entrants.head_start(ground),
         ):
             with pytest.raises(Seen) as seen:

@@ -204,7 +204,7 @@ def test_where_the_target_is_this_machine_only_students_that_measured_fast_enoug
 
 
 def test_a_head_start_that_could_not_be_measured_is_assumed_and_not_kept(desk, monkeypatch, capsys):
-    forget(desk, "head start")
+    forget(desk, "head start", "search")
     monkeypatch.setattr(entrants, "device_for", lambda *_: (object(), ""))
     monkeypatch.setattr(measure, "measure", lambda *_, **__: ([SimpleNamespace(reasons=("noise",))], []))
     assert desk.shrink(*ASKED) == 0
