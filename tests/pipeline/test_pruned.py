@@ -241,7 +241,7 @@ def test_a_round_that_is_slower_is_rolled_back_without_training(timed_here, monk
     monkeypatch.setattr(PlannedRound, "slower", "measured at 1.2 of the time before: slower")
     monkeypatch.setattr(prune, "retrain", pytest.fail)
     timed_here.edit("recipe.toml", "epochs = 0", "epochs = 1")
-    found = climbed(timed_here)
+    found = climbed(timed_here, "linux-arm64")
     assert [rung.name for rung in found.standing] == ["source"]
     assert found.rows[-1].reason == "not retrained: measured at 1.2 of the time before: slower"
 
