@@ -37,8 +37,8 @@ SAVE_WEIGHTS = (
 )
 # Where training scripts put the weights, in order of preference: the trained ones before their moving averages.
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "generator")
-DEEPEST = 4  # wrappers in wrappers
 AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema")
+DEEPEST = 4  # wrappers in wrappers
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 SHOWN = 4
 
