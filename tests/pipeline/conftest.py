@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from edgeexport.cli import main
+from edgeexport.training import unfinished
+from edgeexport.training.stepping import Stepper
 
 MODELS = """
 import torch
@@ -95,3 +97,26 @@ class Desk:
 def desk(tmp_path: Path) -> Desk:
     """A fresh folder with the tiny request."""
     return Desk(tmp_path)
+
+
+@pytest.fixture
+def second_step_stops(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The numbers of the training steps that were begun; the second one is stopped, once."""
+    step, done, stops = Stepper.step, list[Any](), [1]
+
+    def stopping(self: Stepper, batches: Any, number: int, *, rate: float) -> Any:
+        done.append(number)
+        if number in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return step(self, batches, number, rate=rate)
+
+    monkeypatch.setattr(Stepper, "step", stopping)
+    return done
+
+
+@pytest.fixture
+def saving_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training keeps its state after every step."""
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)

@@ -26,8 +26,6 @@ from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import load_recipe
 from edgeexport.records.stages import PlannedRound, Timed
 from edgeexport.records.target import load_target
-from edgeexport.training import unfinished
-from edgeexport.training.stepping import Stepper
 from edgeexport.validation import measure as measuring
 from edgeexport.validation.measure import PLANS, Subject
 from edgeexport.workspace import Workspace
@@ -180,9 +178,9 @@ def test_an_invalid_measurement_is_told_and_made_again(timed_here, monkeypatch):
 
 
 @pytest.fixture
-def stopped(timed_here, monkeypatch):
+def stopped(timed_here, monkeypatch, second_step_stops, saving_always):
     """A round of an invalid measurement whose retraining was stopped in its second step; what was done."""
-    made, step, done, stops = pruning._made, Stepper.step, [], [1]
+    made, done = pruning._made, second_step_stops
 
     def planned(*given, **named):
         found = made(*given, **named)
@@ -190,18 +188,8 @@ def stopped(timed_here, monkeypatch):
         goals = tuple(msgspec.structs.replace(goal, before=goal.before + len(done)) for goal in found.plan.goals)
         return msgspec.structs.replace(found, plan=msgspec.structs.replace(found.plan, goals=goals))
 
-    def stopping(self, batches, number, *, rate):
-        done.append(number)
-        if number in stops:
-            stops.clear()
-            raise KeyboardInterrupt
-        return step(self, batches, number, rate=rate)
-
     measures(monkeypatch, valid=False)
     monkeypatch.setattr(pruning, "_made", planned)
-    monkeypatch.setattr(Stepper, "step", stopping)
-    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
     timed_here.edit("recipe.toml", "epochs = 0", "epochs = 0, steps = 2, batch_size = 32")
     with pytest.raises(KeyboardInterrupt):
         climbed(timed_here)

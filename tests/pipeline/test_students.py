@@ -18,8 +18,6 @@ from edgeexport.records.pruning import PruningPlan
 from edgeexport.records.recipe import Distill, load_recipe
 from edgeexport.records.students import Student, Students, ranked
 from edgeexport.records.target import load_target
-from edgeexport.training import unfinished
-from edgeexport.training.stepping import Stepper
 from edgeexport.validation.measure import PLANS
 from edgeexport.workspace import Workspace
 from tests.pipeline.residual import MODELS
@@ -123,38 +121,24 @@ def test_where_a_second_measurement_is_invalid_the_first_one_counts_no_more(cut_
 
 
 @pytest.fixture
-def noisy(cut_here, monkeypatch):
+def noisy(cut_here, monkeypatch, second_step_stops):
     """A machine on which no measurement is valid, and whose training is stopped in its second step; what was done."""
-    real, step, done, stops = cutting._cutting, Stepper.step, [], [1]
+    real, done = cutting._cutting, second_step_stops
 
     def cut(*given):
         done.append("cut")
         return real(*given)
-
-    def stopping(self, batches, number, *, rate):
-        done.append(number)
-        if number in stops:
-            stops.clear()
-            raise KeyboardInterrupt
-        return step(self, batches, number, rate=rate)
 
     monkeypatch.setattr(cutting, "device_for", lambda *_: (object(), ""))
     monkeypatch.setattr(
         cutting._Cutting, "_measured", lambda _, known, **__: (known, "the measurement is invalid: noise")
     )
     monkeypatch.setattr(cutting, "_cutting", cut)
-    monkeypatch.setattr(Stepper, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
         climbed(cut_here, "linux-arm64")
     assert done == ["cut", 0, 1]
     done.clear()
     return cut_here, done
-
-
-@pytest.fixture
-def saving_always(monkeypatch):
-    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(unfinished, "SAVE_RATIO", 0.0)
 
 
 @pytest.mark.usefixtures("saving_always")
