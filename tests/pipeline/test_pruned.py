@@ -33,7 +33,7 @@ from edgeexport.workspace import Workspace
 PRUNE = """
 [[step]]
 do = "prune"
-speedup = 1.2
+speedup = 1.1
 round_to = 8
 training = { epochs = 0 }
 
@@ -88,7 +88,7 @@ def test_without_the_targets_cpu_a_plan_is_predicted_and_its_row_says_so(timed_h
 
 
 def test_rounds_share_the_way_and_end_with_the_one_that_loses_too_much(timed_here):
-    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 3.0\nrounds = 3")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "macs = 3.0\nrounds = 3")
     every, few = climbed(timed_here), climbed(timed_here, bar=0.0)
     assert [rung.name for rung in every.standing] == ["source", "pruned 1/3", "pruned 2/3", "pruned 3/3"]
     assert [(row.name, row.status) for row in few.rows][-1][1] == "rolled back"
@@ -96,14 +96,14 @@ def test_rounds_share_the_way_and_end_with_the_one_that_loses_too_much(timed_her
 
 
 def test_a_size_is_reached_by_the_file_that_ships(timed_here):
-    timed_here.edit("recipe.toml", "speedup = 1.2", "max_size_mb = 0.02")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "max_size_mb = 0.02")
     climbed(timed_here)
     (plan,) = plans(timed_here)
     assert plan["bytes_after"] <= 0.02e6 * 1.03
 
 
 def test_the_criterion_taylor_takes_gradients_on_training_samples(timed_here):
-    timed_here.edit("recipe.toml", "speedup = 1.2", 'macs = 1.3\ncriterion = "taylor"')
+    timed_here.edit("recipe.toml", "speedup = 1.1", 'macs = 1.3\ncriterion = "taylor"')
     climbed(timed_here)
     (plan,) = plans(timed_here)
     assert plan["plan"]["groups"]
@@ -219,7 +219,7 @@ def test_a_round_whose_retraining_left_nothing_is_planned_and_measured_again(sto
 def test_no_epochs_are_no_training_unless_steps_are_given(timed_here, monkeypatch, given, trained):
     calls = []
     monkeypatch.setattr(prune, "retrain", lambda *_, **more: calls.append(more["step"].training.steps))
-    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 1.2")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "macs = 1.2")
     timed_here.edit("recipe.toml", "epochs = 0", given)
     assert climbed(timed_here, "linux-arm64").rows[-1].status == "kept"
     assert calls == [2] * trained
@@ -235,7 +235,7 @@ def test_a_round_that_is_slower_is_rolled_back_without_training(timed_here, monk
 
 
 def test_a_goal_out_of_reach_in_the_first_round_is_an_error(timed_here):
-    timed_here.edit("recipe.toml", "speedup = 1.2", "speedup = 100.0")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "speedup = 100.0")
     with pytest.raises(ModelError, match="cannot reach"):
         climbed(timed_here, "linux-arm64")
 
@@ -249,7 +249,7 @@ def test_a_second_round_times_only_layers_that_the_first_did_not(timed_here, mon
 
     monkeypatch.setattr(timing, "_timed", timed)
     monkeypatch.setattr(PlannedRound, "slower", "")
-    timed_here.edit("recipe.toml", "speedup = 1.2", "speedup = 1.4\nrounds = 2")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "speedup = 1.4\nrounds = 2")
     assert [rung.name for rung in climbed(timed_here).standing] == ["source", "pruned 1/2", "pruned 2/2"]
     first, *second = asked
     assert first
@@ -258,7 +258,7 @@ def test_a_second_round_times_only_layers_that_the_first_did_not(timed_here, mon
 
 
 def test_a_later_round_out_of_reach_advises_nothing_that_is_counted_from_itself(timed_here, monkeypatch):
-    timed_here.edit("recipe.toml", "speedup = 1.2", "macs = 1.6\nrounds = 2")
+    timed_here.edit("recipe.toml", "speedup = 1.1", "macs = 1.6\nrounds = 2")
     plan = prune.plan_pruning
 
     def failing(module, example, **means):
