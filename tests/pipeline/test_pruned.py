@@ -178,7 +178,7 @@ def test_an_invalid_measurement_is_told_and_made_again(timed_here, monkeypatch):
 
 
 @pytest.fixture
-def stopped(timed_here, monkeypatch, second_step_stops, saving_always):
+def stopped(timed_here, monkeypatch, second_step_stops):
     """A round of an invalid measurement whose retraining was stopped in its second step; what was done."""
     made, done = pruning._made, second_step_stops
 
@@ -197,6 +197,7 @@ def stopped(timed_here, monkeypatch, second_step_stops, saving_always):
     return timed_here, done
 
 
+@pytest.mark.usefixtures("saving_always")
 def test_a_round_whose_retraining_was_stopped_is_retrained_on_by_the_same_plan(stopped):
     desk, done = stopped
     (first,) = plans(desk)
@@ -208,6 +209,7 @@ def test_a_round_whose_retraining_was_stopped_is_retrained_on_by_the_same_plan(s
     assert plans(desk) == [first]
 
 
+@pytest.mark.usefixtures("saving_always")
 def test_a_round_whose_retraining_left_nothing_is_planned_and_measured_again(stopped):
     desk, done = stopped
     shutil.rmtree(desk.folder / "work" / "unfinished")
