@@ -29,7 +29,7 @@ from tests.benchmarks.kept import trained
 from tests.benchmarks.mixing import cut_mixed
 from tests.benchmarks.muon import OTHERS, muon, orthogonal
 from tests.benchmarks.qat_rescue import moved_integers
-from tests.benchmarks.resnet56 import SOURCES, AskedTwice, Mirrored, chosen, control_epochs, cut, spread, taught
+from tests.benchmarks.resnet56 import SOURCES, AskedTwice, Mirrored, chosen, cut, planned, spread, taught
 from tests.benchmarks.sides import results, sides
 from tests.real import keywords
 
@@ -183,10 +183,30 @@ def test_no_student_is_chosen_where_none_is_fast_enough_or_the_speed_is_not_know
             chosen(SOURCE, source, data=data, folder=tmp_path)
 
 
-def test_the_control_gets_the_time_of_tuning_and_of_distilling() -> None:
-    costs = {"tune": 2.0, "distil": 1.0, "alone": 0.5}
-    wanted = benchmark.TUNE.epochs * 2.0 + benchmark.DISTIL.training.epochs * 0.5 + benchmark.VIEWS * 0.5
-    assert control_epochs(costs) * 2.0 == pytest.approx(wanted)
+@pytest.mark.parametrize("student_in", ["float32", "bfloat16"])
+def test_both_sides_take_the_minutes_that_are_given_each_training_in_its_cheaper_precision(student_in: str) -> None:
+    costs = {"tune float32": 2.0, "tune bfloat16": 1.5}
+    for precision in ("float32", "bfloat16"):
+        alone = 0.25 if precision == student_in else 0.5
+        costs |= {f"alone {precision}": alone, f"distil {precision}": alone + 0.25}
+    plan = planned(costs, steps=100)
+    minutes = benchmark.MINUTES
+    learning = plan.distil.training
+    assert (plan.tune.precision, plan.control.precision, learning.precision) == ("bfloat16", "bfloat16", student_in)
+    assert plan.control.epochs * 100 * 1.5 == pytest.approx(60 * minutes)
+    assert learning.epochs > benchmark.VIEWS == learning.views
+    spent = plan.tune.epochs * 1.5 + learning.epochs * 0.25 + benchmark.VIEWS * 0.25
+    assert spent * 100 == pytest.approx(60 * minutes)
+
+
+def test_a_student_with_less_time_than_the_views_take_is_taught_as_long_as_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "MINUTES", 1.0)
+    names = (f"{name} {precision}" for name in ("tune", "alone", "distil") for precision in ("float32", "bfloat16"))
+    plan = planned({name: 2.0 if name.startswith("distil") else 0.1 for name in names}, steps=3)
+    assert plan.tune.epochs * 0.1 + plan.distil.training.epochs * 2.0 == pytest.approx(20)
+    assert plan.distil.training.epochs < benchmark.VIEWS
 
 
 def test_the_keyword_net_alone_gets_the_time_of_distilling() -> None:
@@ -336,9 +356,10 @@ def test_no_network_is_taken_for_one_of_other_code_another_checkpoint_or_other_p
     monkeypatch.setattr(benchmark, "_in_onnxruntime", lambda teacher, _, **__: teacher)
     work: Any = SimpleNamespace(path=Path())
     nothing: Any = None
+    plan = benchmark.Plan(benchmark.TUNE, benchmark.DISTIL, benchmark.TUNE)
     for made_by in (before, other_pictures):
-        taught(SOURCE, work, data=nothing, kept=spread((2, 5, 3), of=WHOLE), made_by=made_by)
-        benchmark.trained_on(SOURCE, work, data=nothing, epochs=1.0, made_by=made_by)
+        taught(SOURCE, work, data=nothing, kept=spread((2, 5, 3), of=WHOLE), plan=plan, made_by=made_by)
+        benchmark.trained_on(SOURCE, work, data=nothing, plan=plan, made_by=made_by)
     assert [name for name, _ in keys] == ["teacher", "student", "control"] * 2
     assert len({*keys}) == 6
 
