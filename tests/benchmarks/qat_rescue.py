@@ -36,17 +36,9 @@ from tests.benchmarks.wheels import CACHE
 from tests.needs import DATA
 
 BROKEN, DROP, MOVED = 5.0, 0.5, 1e-3
-CROPS = 32
+CROPS = 16
 SCALE = float(os.environ.get("EDGEEXPORT_BENCHMARKS_SCALE") or 1)
-# Crops of 100 pictures are soon known by heart: half of each batch has pieces of others in it.
-FOR_INTEGERS = Tuning(
-    epochs=4 * SCALE,
-    batch_size=16,
-    learning_rate=5e-4,
-    optimizer="adamw-relative",
-    augment="tests.benchmarks.mixing:cut_mixed",
-)
-FOLDER = Path(__file__).parents[2]
+FOR_INTEGERS = Tuning(epochs=6 * SCALE, batch_size=16, learning_rate=5e-4, optimizer="adamw-relative")
 
 
 def run() -> tuple[dict[str, Any], dict[str, Bar]]:
@@ -83,7 +75,7 @@ def _forms(fp32: Path, pictures: Pictures, *, folder: Path, state: Path) -> tupl
     plan = _plan(equal, feeds)
     quantize(equal, plan, out=files["equalized"])
     lesson = Lesson(FOR_INTEGERS, teacher=fp32, learn_steps=True, state=state)
-    data = TrainingData((_heard(),), folder=str(FOLDER))
+    data = TrainingData((_heard(),))
     found = train_quantized(equal, plan, data=data, out=learnt, lesson=lesson, progress=_say)
     quantize(learnt, found.plan, out=files["trained"])
     moved = moved_integers(files["equalized"], files["trained"])
